@@ -1,0 +1,68 @@
+"""Compress a fine-tuned transformer by module replacement or distillation.
+
+Names are imported when they are first used: `import kdnlp` alone loads no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "CompressionTrainingArguments": "arguments",
+    "DistillationTrainingArguments": "arguments",
+    "TheseusTrainingArguments": "arguments",
+    "SCHEDULES": "schedules",
+    "build_schedule": "schedules",
+    "GLUE_TASKS": "data.glue",
+    "load_glue": "data.glue",
+    "prepare": "data.preparation",
+    "infer_task": "data.tables",
+    "read_tables": "data.tables",
+    "Task": "data.task",
+    "find_layers": "models.layers",
+    "build_student": "models.student",
+    "attach": "models.theseus",
+    "detach": "models.theseus",
+    "LOSSES": "losses",
+    "DistillationLoss": "losses",
+    "LogitsLoss": "losses",
+    "CompressionTrainer": "trainers.base",
+    "DistillationTrainer": "trainers.distillation",
+    "TheseusTrainer": "trainers.theseus",
+    "build_compute_metrics": "evaluation.metrics",
+    "CompressionReport": "evaluation.report",
+}
+
+__all__ = ["__version__", *_HOMES]
+
+if TYPE_CHECKING:
+    from kdnlp.arguments import (
+        CompressionTrainingArguments,
+        DistillationTrainingArguments,
+        TheseusTrainingArguments,
+    )
+    from kdnlp.data.glue import GLUE_TASKS, load_glue
+    from kdnlp.data.preparation import prepare
+    from kdnlp.data.tables import infer_task, read_tables
+    from kdnlp.data.task import Task
+    from kdnlp.evaluation.metrics import build_compute_metrics
+    from kdnlp.evaluation.report import CompressionReport
+    from kdnlp.losses import LOSSES, DistillationLoss, LogitsLoss
+    from kdnlp.models.layers import find_layers
+    from kdnlp.models.student import build_student
+    from kdnlp.models.theseus import attach, detach
+    from kdnlp.schedules import SCHEDULES, build_schedule
+    from kdnlp.trainers.base import CompressionTrainer
+    from kdnlp.trainers.distillation import DistillationTrainer
+    from kdnlp.trainers.theseus import TheseusTrainer
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'kdnlp' has no attribute {name!r}")
+    return getattr(import_module(f"kdnlp.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,308 @@
+"""Training arguments: flat, serialisable, checked before anything is loaded or trained."""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from transformers import TrainingArguments
+
+from kdnlp.schedules import SCHEDULES, build_schedule
+
+ScheduleName = Literal["constant", "linear", "cosine", "step"]
+ReplacingSchedule = Literal["constant", "linear", "cosine", "step", "anti"]
+
+
+@dataclass
+class CompressionTrainingArguments(TrainingArguments):
+    """`TrainingArguments` with what every trainer here shares."""
+
+    overwrite_output_dir: bool = field(
+        default=False,
+        metadata={"help": "Train into an output_dir that already holds another run's results."},
+    )
+
+    def __post_init__(self) -> None:
+        """Check the arguments, then let transformers resolve its own."""
+        self.check()
+        super().__post_init__()
+
+    def check(self) -> None:
+        """Raise `ValueError` for a setting that would train wrongly.
+
+        Called at construction and again when training starts, since a hyperparameter search sets
+        fields on a finished object.
+        """
+
+
+@dataclass
+class DistillationTrainingArguments(CompressionTrainingArguments):
+    """Arguments of `DistillationTrainer`: temperature and loss weights, each with a schedule.
+
+    The weights default to equal shares that sum to 1, the temperature to 2, the low end of what
+    Hinton et al. (2015) found useful for small students.
+    """
+
+    temperature: float = field(
+        default=2.0,
+        metadata={"help": "Softmax temperature of the soft targets, above 0."},
+    )
+    final_temperature: float | None = field(
+        default=None,
+        metadata={"help": "Temperature at the end of the run; without it, it stays the same."},
+    )
+    temperature_schedule: ScheduleName = field(
+        default="linear",
+        metadata={"help": "How the temperature moves to final_temperature."},
+    )
+    loss_weights: dict[str, float] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Weight of each loss by name, as task=0.5,logits=0.5 or as JSON; `task` is the "
+            "loss on the labels. A name that is left out weighs 0. Default: equal shares."
+        },
+    )
+    final_loss_weights: dict[str, float] | str | None = field(
+        default=None,
+        metadata={"help": "Weights at the end of the run; without it, they stay the same."},
+    )
+    loss_weights_schedule: ScheduleName = field(
+        default="linear",
+        metadata={"help": "How the weights move to final_loss_weights."},
+    )
+
+    def check(self) -> None:
+        """Check temperatures, weights and schedules; parse weights given as text."""
+        super().check()
+        self.loss_weights = parse_weights(self.loss_weights, "loss_weights")
+        self.final_loss_weights = parse_weights(self.final_loss_weights, "final_loss_weights")
+        _check_temperature("temperature", self.temperature)
+        if self.final_temperature is not None:
+            _check_temperature("final_temperature", self.final_temperature)
+        _check_schedule("temperature_schedule", self.temperature_schedule, ScheduleName)
+        _check_schedule("loss_weights_schedule", self.loss_weights_schedule, ScheduleName)
+        if self.final_loss_weights is not None and self.loss_weights is None:
+            raise ValueError(
+                "final_loss_weights needs loss_weights as the values to start from, got none. "
+                "Give both, with the same names."
+            )
+
+    def temperature_at(self, progress: float) -> float:
+        """The temperature at `progress` in [0, 1] of the run."""
+        end = self.temperature if self.final_temperature is None else self.final_temperature
+        return build_schedule(self.temperature_schedule, self.temperature, end)(progress)
+
+    def loss_weights_at(self, progress: float, names: list[str]) -> dict[str, float]:
+        """The weight of each loss in `names` at `progress` in [0, 1] of the run."""
+        if self.loss_weights is None:
+            return dict.fromkeys(names, 1.0 / len(names))
+        start = _as_dict(self.loss_weights)
+        end = _as_dict(self.final_loss_weights or self.loss_weights)
+        return {
+            name: build_schedule(
+                self.loss_weights_schedule, start.get(name, 0.0), end.get(name, 0.0)
+            )(progress)
+            for name in names
+        }
+
+    def check_loss_names(self, names: list[str]) -> None:
+        """Raise `ValueError` if a weight names no loss, or if nothing is left to train on."""
+        for argument in ("loss_weights", "final_loss_weights"):
+            weights = getattr(self, argument)
+            unknown = sorted(set(weights or {}) - set(names))
+            if unknown:
+                raise ValueError(
+                    f"{argument} names {', '.join(unknown)}, but the losses of this run are "
+                    f"{', '.join(names)}. The weight would be ignored; correct the name or add "
+                    "the loss."
+                )
+        if self.loss_weights is not None and not any(
+            self.loss_weights_at(progress, names)[name] for progress in (0.0, 1.0) for name in names
+        ):
+            raise ValueError(
+                f"loss_weights gives no weight to any of {', '.join(names)}: nothing would train."
+            )
+
+
+@dataclass
+class TheseusTrainingArguments(DistillationTrainingArguments):
+    """Arguments of `TheseusTrainer` (Xu et al. 2020): how fast the successor's blocks move in.
+
+    The replacing rate follows `replacing_schedule` over the first `replacing_fraction` of the
+    optimizer steps and is 1 after that: the rest of the run fine-tunes the successor alone. The
+    paper ramps over 1,000 to 30,000 steps whatever the task's size; a share of the run means the
+    same curriculum on every task.
+    """
+
+    replacing_schedule: ReplacingSchedule = field(
+        default="linear",
+        metadata={"help": "How the replacing rate rises; linear is the paper's curriculum."},
+    )
+    initial_replacing_rate: float = field(
+        default=0.3,
+        metadata={"help": "Replacing rate at step 0, in [0, 1]; the paper's b is 0.1 or 0.3."},
+    )
+    replacing_fraction: float = field(
+        default=0.6,
+        metadata={"help": "Share of the run, in (0, 1], until the replacing rate is 1."},
+    )
+    allow_incomplete_replacement: bool = field(
+        default=False,
+        metadata={"help": "Accept a schedule whose rate never reaches 1 within the run."},
+    )
+    slot_sizes: list[int] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Predecessor blocks that each successor block stands for, bottom first, such "
+            "as 1,1,2,2. Default: an even cut."
+        },
+    )
+    skipped_gradients: Literal["zero", "none"] = field(
+        default="zero",
+        metadata={
+            "help": "What a block that was not drawn gets: zero gradients, so that Adam keeps "
+            "moving it as in the 2020 code, or none, so that it rests."
+        },
+    )
+    predecessor_dropout: bool = field(
+        default=True,
+        metadata={"help": "Keep dropout on in the predecessor's blocks, as the 2020 code does."},
+    )
+    unfreeze_after_replacement: bool = field(
+        default=False,
+        metadata={"help": "Train embeddings and head too once the replacing rate is 1."},
+    )
+    compile_blocks: bool = field(
+        default=False,
+        metadata={"help": "torch.compile every block; the path between them stays eager."},
+    )
+
+    def __post_init__(self) -> None:
+        """Check the arguments, and the checkpointing mode once transformers has resolved it."""
+        super().__post_init__()
+        kwargs = self.gradient_checkpointing_kwargs
+        if isinstance(kwargs, dict) and kwargs.get("use_reentrant"):
+            raise ValueError(
+                "Theseus needs non-reentrant gradient checkpointing, got use_reentrant=True. The "
+                "embeddings are frozen, so the first checkpointed block's input has no gradient "
+                "and its parameters would silently not train. Set "
+                'gradient_checkpointing_kwargs={"use_reentrant": false}.'
+            )
+
+    def check(self) -> None:
+        """Check rate, ramp, slots and compilation; parse slots given as text."""
+        super().check()
+        self.slot_sizes = parse_slot_sizes(self.slot_sizes)
+        _check_schedule("replacing_schedule", self.replacing_schedule, ReplacingSchedule)
+        if self.skipped_gradients not in ("zero", "none"):
+            raise ValueError(
+                f'skipped_gradients must be "zero" or "none", got {self.skipped_gradients!r}. They '
+                "are two different algorithms."
+            )
+        if self.torch_compile:
+            raise ValueError(
+                "torch_compile=True compiles the whole model, and every sampled path would be a "
+                "new graph until the recompile limit stops it. Use compile_blocks=True instead."
+            )
+        self._check_rate()
+
+    def replacing_rate_at(self, progress: float) -> float:
+        """The probability in [0, 1] that a slot is replaced, at `progress` of the run."""
+        schedule = build_schedule(
+            self.replacing_schedule, self.initial_replacing_rate, 1.0, self.replacing_fraction
+        )
+        return schedule(progress)
+
+    def _check_rate(self) -> None:
+        rate, fraction = self.initial_replacing_rate, self.replacing_fraction
+        if not 0.0 <= rate <= 1.0:
+            raise ValueError(
+                f"initial_replacing_rate must lie in [0, 1], got {rate}. It is the probability "
+                "that a successor block takes its slot; the paper starts at 0.1 or 0.3."
+            )
+        if not 0.0 < fraction <= 1.0:
+            raise ValueError(
+                f"replacing_fraction must lie in (0, 1], got {fraction}. It is the share of the "
+                "run until every slot is replaced; the default is 0.6."
+            )
+        if rate == 0.0 and self.replacing_schedule == "constant":
+            raise ValueError(
+                "A constant replacing rate of 0 never uses a successor block, so nothing trains "
+                "until the ramp ends. Use a rate from 0.5 to 0.9."
+            )
+        if fraction == 1.0 and rate < 1.0 and not self.allow_incomplete_replacement:
+            raise ValueError(
+                "replacing_fraction=1 never reaches a replacing rate of 1 before the run ends, so "
+                "the successor is never trained as it will be deployed. Use a smaller fraction, "
+                "or allow_incomplete_replacement=True if that is what you want."
+            )
+
+
+def parse_weights(value: dict[str, float] | str | None, argument: str) -> dict[str, float] | None:
+    """Weights by loss name from a dict, JSON, or text such as `task=0.5,logits=0.5`.
+
+    >>> parse_weights("task=0.5,logits=2", "loss_weights")
+    {'task': 0.5, 'logits': 2.0}
+
+    Raises:
+        ValueError: if the text does not parse or a weight is negative or not finite.
+    """
+    if value is None:
+        return None
+    try:
+        weights = {str(k): float(v) for k, v in _as_dict(value).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{argument} must read like task=0.5,logits=0.5 or be JSON, got {value!r}."
+        ) from error
+    for name, weight in weights.items():
+        if not 0.0 <= weight < float("inf"):
+            raise ValueError(
+                f"{argument}: the weight of {name!r} must be finite and at least 0, got {weight}. "
+                "A negative weight would push the student away from its target."
+            )
+    return weights
+
+
+def parse_slot_sizes(value: Any) -> list[int] | None:
+    """Slot sizes from a list or text such as `1,1,2,2`.
+
+    >>> parse_slot_sizes("1,1,2,2")
+    [1, 1, 2, 2]
+
+    Raises:
+        ValueError: if an entry is not a whole number of at least 1.
+    """
+    if value is None:
+        return None
+    entries = value.strip("[] ").split(",") if isinstance(value, str) else list(value)
+    try:
+        sizes = [int(str(entry).strip()) for entry in entries]
+    except ValueError as error:
+        raise ValueError(f"slot_sizes must read like 1,1,2,2, got {value!r}.") from error
+    if not sizes or min(sizes) < 1:
+        raise ValueError(
+            f"slot_sizes must be whole numbers of at least 1, got {value!r}. A successor block "
+            "that stands for no predecessor block has nothing to replace."
+        )
+    return sizes
+
+
+def _as_dict(value: dict[str, float] | str) -> dict[str, Any]:
+    if isinstance(value, dict):
+        return value
+    if value.lstrip().startswith("{"):
+        return json.loads(value)
+    return dict(item.strip().split("=") for item in value.split(","))
+
+
+def _check_temperature(argument: str, value: float) -> None:
+    if not 0.0 < value < float("inf"):
+        raise ValueError(
+            f"{argument} must be above 0 and finite, got {value}. Logits are divided by it; values "
+            "from 1 to 10 are usual."
+        )
+
+
+def _check_schedule(argument: str, value: str, choices: Any) -> None:
+    if value not in choices.__args__ or value not in SCHEDULES:
+        raise ValueError(f"{argument} must be one of {', '.join(choices.__args__)}, got {value!r}.")

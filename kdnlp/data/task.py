@@ -1,0 +1,39 @@
+"""The one description of a task that loading, training, metrics and reports share."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Task:
+    """A sequence-classification or regression task.
+
+    Attributes:
+        name: what the command line, the report and the card call it.
+        text_columns: one column for a single text, two for a pair.
+        label_names: class names in the order of their ids; `None` for regression.
+        metrics: names in `kdnlp.evaluation.metrics.METRICS`; the first one leads the report.
+        label_column: the column that holds class ids, class names, or a real-valued target.
+        train_split: the split that is trained on.
+        eval_splits: the labelled splits that are evaluated; the first one selects checkpoints.
+        max_length: default length in tokens at which inputs are cut.
+    """
+
+    name: str
+    text_columns: tuple[str, ...]
+    label_names: tuple[str, ...] | None
+    metrics: tuple[str, ...]
+    label_column: str = "label"
+    train_split: str = "train"
+    eval_splits: tuple[str, ...] = ("validation",)
+    max_length: int = 128
+
+    @property
+    def kind(self) -> Literal["classification", "regression"]:
+        """`"regression"` where the label is a real number, else `"classification"`."""
+        return "regression" if self.label_names is None else "classification"
+
+    @property
+    def num_labels(self) -> int:
+        """The number of logits a model for this task has: 1 for regression."""
+        return 1 if self.label_names is None else len(self.label_names)

@@ -1,0 +1,1 @@
+"""Task metrics, and the report of what a compression cost and gained."""

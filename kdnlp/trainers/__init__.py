@@ -1,0 +1,1 @@
+"""`Trainer` subclasses: plain fine-tuning done right, distillation, and BERT-of-Theseus."""

@@ -1,0 +1,302 @@
+"""What every trainer here shares: a frozen partner, honest loss scales, and component logging."""
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, Trainer
+from transformers.trainer_utils import TrainOutput, get_last_checkpoint
+from transformers.utils import ModelOutput
+
+from kdnlp.arguments import CompressionTrainingArguments, DistillationTrainingArguments
+from kdnlp.losses import DistillationLoss
+from kdnlp.models.alignment import input_names
+
+LOSS_MODULE = "distillation_losses"
+"""The reserved name under which losses with parameters are registered on the student."""
+
+UNUSED_PARAMETERS = (
+    "{} reaches parameters outside the model's forward, and ddp_find_unused_parameters=True would "
+    "count their gradients twice and stop at the first step. Leave it unset."
+)
+
+TASK = "task"
+"""The name of the loss on the labels."""
+
+
+class CompressionTrainer(Trainer):
+    """A `Trainer` whose loss is a weighted sum of named parts, one of them on the labels.
+
+    Without a partner and losses it is plain fine-tuning, with the loss at the scale that the
+    arguments say: the same for batch 8, for 2 x 4 accumulated, and for two processes of 4.
+
+    Args:
+        model: the model to train; leave it out with `model_init`.
+        args: the training arguments.
+        partner: the frozen teacher or predecessor. It is placed by the accelerator, kept out of
+            the trained model, and its parameters no longer require gradients.
+        losses: losses by name, beside `task`.
+        **kwargs: everything else that `Trainer` takes.
+
+    Raises:
+        ValueError: for weights that name no loss, several GPUs in one process, or a strategy that
+            shards the model.
+    """
+
+    args: CompressionTrainingArguments
+    method = "fine-tuning"
+    citation = ""
+
+    def __init__(
+        self,
+        model: PreTrainedModel | None = None,
+        args: CompressionTrainingArguments | None = None,
+        *,
+        partner: PreTrainedModel | None = None,
+        losses: Mapping[str, DistillationLoss] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.losses = _named_losses(losses)
+        self.partner = partner
+        self.partner_inputs = input_names(partner) if partner is not None else set()
+        self.model_card: str | None = None
+        self._recorded: dict[str, tuple[torch.Tensor | float, int]] = {}
+        self._owns_output_dir = False
+        self._initial_losses = {n: copy.deepcopy(x.state_dict()) for n, x in self.losses.items()}
+        self.is_in_train = False  # read by call_model_init, which Trainer's constructor calls
+        if args is None:
+            raise TypeError(f"{type(self).__name__} needs its training arguments, got none.")
+        _check_processes(args)
+        self._check_arguments(args)
+        # The stock default searches for unused parameters, and would count those that a loss
+        # reaches outside the model's forward twice.
+        if args.ddp_find_unused_parameters is None:
+            args.ddp_find_unused_parameters = False
+        super().__init__(model=model, args=args, **kwargs)
+        # Opting out keeps the loss a plain mean over the batch, whatever the number of processes.
+        self.model_accepts_loss_kwargs = False
+        self.loss_is_scaled_for_ga = False
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError(
+                f"{type(self).__name__} runs under DDP; FSDP and DeepSpeed are not supported yet: "
+                "the frozen partner would not be sharded with the model. Use a DDP configuration."
+            )
+        if self.partner is not None:
+            self.partner.requires_grad_(False)
+            self.partner = self.accelerator.prepare_model(self.partner.eval(), evaluation_mode=True)
+        self._check_model(self.student)
+
+    @property
+    def student(self) -> PreTrainedModel:
+        """The model that is trained and saved, without any wrapper."""
+        return cast(PreTrainedModel, self.model)
+
+    # The model during training: what subclasses add to it is taken off again afterwards.
+
+    def join(self, model: PreTrainedModel) -> None:
+        """Register on `model` what trains beside it; `part` takes it off again."""
+        trainable = {n: loss for n, loss in self.losses.items() if list(loss.parameters())}
+        if trainable:
+            model.add_module(LOSS_MODULE, nn.ModuleDict(trainable).to(model.device))
+
+    def part(self, model: PreTrainedModel) -> None:
+        """Leave `model` a plain transformers model."""
+        if hasattr(model, LOSS_MODULE):
+            delattr(model, LOSS_MODULE)
+
+    def call_model_init(self, trial: Any = None) -> PreTrainedModel:
+        """Build the model of a trial and check it as the constructor's is checked."""
+        model = cast(PreTrainedModel, super().call_model_init(trial))
+        if self.is_in_train:
+            nn.Module.to(model, self.args.device)
+            self._check_model(model)
+            for name, loss in self.losses.items():
+                loss.load_state_dict(self._initial_losses[name])
+            self.join(model)
+        return model
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        """Train; see `transformers.Trainer.train`.
+
+        Raises:
+            ValueError: if an argument changed since construction is out of range, or
+                `output_dir` holds another run and neither resuming nor overwriting was asked for.
+        """
+        self._check_arguments(self.args)
+        if not (resume_from_checkpoint or self._owns_output_dir or self.args.overwrite_output_dir):
+            check_output_dir(str(self.args.output_dir))
+        self._owns_output_dir = True
+        if self.model_init is None:
+            self.join(self.student)  # type: ignore[unreachable]
+        try:
+            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        finally:
+            self.part(self.student)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save a plain model; checkpoints also hold the losses' parameters, to resume from."""
+        modules = self.student._modules
+        losses = None if _internal_call else modules.pop(LOSS_MODULE, None)
+        try:
+            super().save_model(output_dir, _internal_call=_internal_call)
+        finally:
+            if losses is not None:
+                modules[LOSS_MODULE] = losses
+
+    # The loss.
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """The weighted sum of the losses in training, the task loss alone in evaluation."""
+        if not model.training:
+            return super().compute_loss(model, inputs, return_outputs)
+        flags = self._output_flags()
+        components, outputs = {}, None
+        if any(name in inputs for name in self.label_names):
+            # A copy: label smoothing takes the labels out of the batch it is given.
+            components[TASK], outputs = super().compute_loss(model, {**inputs, **flags}, True)
+        elif self.loss_weights().get(TASK):
+            raise ValueError(
+                f"The batch has none of the label columns {self.label_names}, but the task loss "
+                f"weighs {self.loss_weights()[TASK]}. Give the data labels, or set "
+                "loss_weights without task to train on the other losses alone."
+            )
+        else:
+            outputs = model(**inputs, **flags)
+        if self.losses:
+            partner_outputs = self.partner_outputs(inputs, flags)
+            for name, loss in self.losses.items():
+                loss.temperature = self.temperature()
+                components[name] = loss(outputs, partner_outputs, inputs)
+        weights = self.loss_weights()
+        total = torch.stack([weights[name] * loss for name, loss in components.items()]).sum()
+        self.record({f"loss_{name}": loss.detach() for name, loss in components.items()})
+        return (total, outputs) if return_outputs else total
+
+    @torch.no_grad()
+    def partner_outputs(self, inputs: dict[str, Any], flags: dict[str, bool]) -> ModelOutput:
+        """What the frozen partner says about the batch."""
+        assert self.partner is not None
+        known = {k: v for k, v in inputs.items() if k in self.partner_inputs}
+        for name in self.label_names:
+            known.pop(name, None)
+        return self.partner(**known, **flags)
+
+    @property
+    def progress(self) -> float:
+        """The share of the optimizer steps that are done, in [0, 1]."""
+        return min(1.0, self.state.global_step / max(1, self.state.max_steps))
+
+    def temperature(self) -> float:
+        """The temperature of this step."""
+        if isinstance(self.args, DistillationTrainingArguments):
+            return self.args.temperature_at(self.progress)
+        return 1.0
+
+    def loss_weights(self) -> dict[str, float]:
+        """The weight of every loss at this step."""
+        names = [TASK, *self.losses]
+        if isinstance(self.args, DistillationTrainingArguments):
+            return self.args.loss_weights_at(self.progress, names)
+        return dict.fromkeys(names, 1.0 / len(names))
+
+    def _output_flags(self) -> dict[str, bool]:
+        needs = set().union(*(loss.needs for loss in self.losses.values()))
+        return {f"output_{field}": True for field in sorted(needs - {"logits"})}
+
+    # Logging.
+
+    def record(self, values: Mapping[str, torch.Tensor | float]) -> None:
+        """Note values of this batch; their means since the last log appear in the next one."""
+        for name, value in values.items():
+            previous, count = self._recorded.get(name, (0.0, 0))
+            self._recorded[name] = (previous + value, count + 1)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the recorded means over all processes, and the scheduled values of this step."""
+        if "loss" in logs and self._recorded:
+            names = sorted(self._recorded)
+            means = [total / count for total, count in (self._recorded[n] for n in names)]
+            stacked = torch.stack([torch.as_tensor(m, device=self.args.device) for m in means])
+            stacked = self.accelerator.reduce(stacked, reduction="mean")
+            logs.update(zip(names, stacked.tolist(), strict=True))
+            logs.update(self.scheduled_values())
+            self._recorded = {}
+        super().log(logs, start_time)
+
+    def scheduled_values(self) -> dict[str, float]:
+        """The values that follow a schedule, for the log."""
+        return {"temperature": self.temperature()} if self.losses else {}
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write `model_card` where one was set, else transformers' card with our tags."""
+        if self.model_card is None:
+            kwargs.setdefault("tags", ["kdnlp", self.method])
+            super().create_model_card(*args, **kwargs)
+        elif self.is_world_process_zero():
+            readme = Path(str(self.args.output_dir), "README.md")
+            readme.write_text(self.model_card, encoding="utf-8")
+
+    # Checks that subclasses extend.
+
+    def _check_arguments(self, args: CompressionTrainingArguments) -> None:
+        args.check()
+        if args.ddp_find_unused_parameters and any(
+            list(loss.parameters()) for loss in self.losses.values()
+        ):
+            raise ValueError(UNUSED_PARAMETERS.format("A loss with parameters"))
+        if isinstance(args, DistillationTrainingArguments):
+            args.check_loss_names([TASK, *self.losses])
+
+    def _check_model(self, model: PreTrainedModel) -> None:
+        for loss in self.losses.values():
+            assert self.partner is not None
+            loss.prepare(model.config, self.partner.config)
+
+
+def check_output_dir(output_dir: str) -> None:
+    """Raise `ValueError` if `output_dir` already holds the results of a run."""
+    folder = Path(output_dir)
+    names = ("model.safetensors", "model.safetensors.index.json", "report.json")
+    traces = [name for name in names if (folder / name).exists()]
+    checkpoint = get_last_checkpoint(output_dir) if folder.is_dir() else None
+    if checkpoint is not None:
+        traces.append(Path(checkpoint).name)
+    if traces:
+        raise ValueError(
+            f"output_dir {output_dir} already holds another run ({', '.join(traces)}). Its results "
+            "would be mixed with this one's. Choose another output_dir, go on with "
+            "resume_from_checkpoint, or pass overwrite_output_dir=True."
+        )
+
+
+def _named_losses(losses: Mapping[str, DistillationLoss] | None) -> dict[str, DistillationLoss]:
+    for name, loss in (losses or {}).items():
+        if name == TASK or not isinstance(loss, DistillationLoss):
+            raise ValueError(
+                f"losses must map names other than {TASK!r} to DistillationLoss objects, got "
+                f"{name!r}: {type(loss).__name__}. {TASK!r} is the loss on the labels."
+            )
+    return dict(losses or {})
+
+
+def _check_processes(args: CompressionTrainingArguments) -> None:
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"This process sees {args.n_gpu} GPUs and would train with DataParallel, which copies "
+            "the model without its frozen partner. Start one process per GPU: "
+            f"accelerate launch --num_processes {args.n_gpu} ..., or set CUDA_VISIBLE_DEVICES."
+        )

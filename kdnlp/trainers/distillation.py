@@ -1,0 +1,78 @@
+"""Distillation: a student learns the task and its teacher's answers (Hinton et al. 2015)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from kdnlp.arguments import DistillationTrainingArguments
+from kdnlp.losses import DistillationLoss, LogitsLoss
+from kdnlp.models.alignment import align_labels, check_inputs, check_vocabulary
+from kdnlp.trainers.base import CompressionTrainer
+
+
+class DistillationTrainer(CompressionTrainer):
+    """Train a student on the labels and on a frozen teacher's outputs.
+
+    Example:
+        ```python
+        student = build_student(teacher, num_layers=6)
+        trainer = DistillationTrainer(student, teacher, args, train_dataset=train)
+        trainer.train()
+        ```
+
+    Args:
+        model: the student; leave it out with `model_init`.
+        teacher: the fine-tuned model, in eval mode throughout. Its labels are matched by name: a
+            permutation is undone, anything else is refused.
+        args: the training arguments.
+        losses: losses by name beside `task`; default `{"logits": LogitsLoss()}`.
+        **kwargs: everything else that `Trainer` takes.
+
+    Raises:
+        ValueError: if teacher and student have other labels, vocabularies or inputs.
+    """
+
+    args: DistillationTrainingArguments
+    method = "distillation"
+    citation = LogitsLoss.citation
+
+    def __init__(
+        self,
+        model: PreTrainedModel | None = None,
+        teacher: PreTrainedModel | None = None,
+        args: DistillationTrainingArguments | None = None,
+        losses: Mapping[str, DistillationLoss] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if teacher is None or args is None:
+            raise TypeError(
+                "DistillationTrainer needs a teacher and DistillationTrainingArguments: "
+                "DistillationTrainer(student, teacher, args, ...)."
+            )
+        self.label_order: list[int] | None = None
+        losses = {"logits": LogitsLoss()} if losses is None else losses
+        super().__init__(model, args, partner=teacher, losses=losses, **kwargs)
+
+    @property
+    def teacher(self) -> PreTrainedModel:
+        """The frozen teacher."""
+        assert self.partner is not None
+        return self.partner
+
+    @torch.no_grad()
+    def partner_outputs(self, inputs: dict[str, Any], flags: dict[str, bool]) -> ModelOutput:
+        """The teacher's outputs, its logits in the order of the student's labels."""
+        outputs = super().partner_outputs(inputs, flags)
+        if self.label_order is not None:
+            outputs["logits"] = outputs["logits"][..., self.label_order]
+        return outputs
+
+    def _check_model(self, model: PreTrainedModel) -> None:
+        super()._check_model(model)
+        check_vocabulary(self.teacher.config, model.config)
+        self.label_order = align_labels(self.teacher.config, model.config)
+        columns = getattr(self.train_dataset, "column_names", None) or []
+        check_inputs(self.teacher, model, columns)

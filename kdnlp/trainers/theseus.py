@@ -1,0 +1,239 @@
+"""BERT-of-Theseus: the successor's blocks replace the predecessor's while it runs.
+
+Xu et al. 2020, "BERT-of-Theseus: Compressing BERT by Progressive Module Replacing", EMNLP.
+"""
+
+import logging
+from collections.abc import Mapping
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel, TrainerCallback
+from transformers.utils import ModelOutput
+
+from kdnlp.arguments import (
+    CompressionTrainingArguments,
+    TheseusTrainingArguments,
+    parse_slot_sizes,
+)
+from kdnlp.losses import DistillationLoss
+from kdnlp.models.theseus import TheseusLayers, attach, detach, draw_replaced
+from kdnlp.trainers.base import UNUSED_PARAMETERS, CompressionTrainer
+
+logger = logging.getLogger(__name__)
+
+
+class TheseusTrainer(CompressionTrainer):
+    """Train a successor by running its blocks inside a frozen predecessor.
+
+    Each optimizer step draws which slots are replaced; the rate rises to 1, and the rest of the
+    run fine-tunes the successor alone. Embeddings and head are the predecessor's and stay frozen
+    (see `unfreeze_after_replacement`). Evaluation and checkpoints concern the successor only, and
+    the best checkpoint is looked for once the rate has reached 1.
+
+    Example:
+        ```python
+        successor = build_student(predecessor, num_layers=6)
+        trainer = TheseusTrainer(successor, predecessor, args, train_dataset=train)
+        trainer.train()
+        ```
+
+    Args:
+        model: the successor; leave it out with `model_init`.
+        predecessor: the fine-tuned model.
+        args: the training arguments.
+        losses: optional distillation losses by name; their teacher is the predecessor itself, in
+            eval mode, on the same batch.
+        **kwargs: everything else that `Trainer` takes.
+
+    Raises:
+        ValueError: if the two models cannot be mixed block by block.
+    """
+
+    args: TheseusTrainingArguments
+    method = "theseus"
+    citation = """@inproceedings{xu2020bert,
+  title={{BERT}-of-{T}heseus: Compressing {BERT} by Progressive Module Replacing},
+  author={Xu, Canwen and Zhou, Wangchunshu and Ge, Tao and Wei, Furu and Zhou, Ming},
+  booktitle={Proceedings of EMNLP},
+  pages={7859--7869},
+  year={2020}
+}"""
+
+    def __init__(
+        self,
+        model: PreTrainedModel | None = None,
+        predecessor: PreTrainedModel | None = None,
+        args: TheseusTrainingArguments | None = None,
+        losses: Mapping[str, DistillationLoss] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if predecessor is None or args is None:
+            raise TypeError(
+                "TheseusTrainer needs a predecessor and TheseusTrainingArguments: "
+                "TheseusTrainer(successor, predecessor, args, ...)."
+            )
+        self.stack: str | None = kwargs.pop("stack", None)
+        self.layers: TheseusLayers | None = None
+        self.shared: dict[nn.Parameter, bool] = {}
+        self._hooks: list[RemovableHandle] = []
+        super().__init__(model, args, partner=predecessor, losses=losses, **kwargs)
+        self.add_callback(_StepCallback(self))
+
+    @property
+    def predecessor(self) -> PreTrainedModel:
+        """The frozen predecessor."""
+        assert self.partner is not None
+        return self.partner
+
+    def join(self, model: PreTrainedModel) -> None:
+        """Put the predecessor's blocks behind the successor's and freeze what the two share."""
+        self.layers = self._attach(model)
+        blocks = set(self.layers.parameters())
+        self.shared = {p: p.requires_grad for p in model.parameters() if p not in blocks}
+        for parameter in self.shared:
+            parameter.requires_grad_(self.args.unfreeze_after_replacement)
+            if self.args.unfreeze_after_replacement:
+                self._hooks.append(parameter.register_hook(self._stage_gate))
+        self.predecessor.train(self.args.predecessor_dropout)
+        self._prepare_blocks(self.layers)
+        self._announce(self.layers)
+        super().join(model)
+
+    def part(self, model: PreTrainedModel) -> None:
+        """Leave the successor a plain model whose parameters can all be trained further."""
+        detach(model)
+        for hook in self._hooks:
+            hook.remove()
+        for parameter, required_grad in self.shared.items():
+            parameter.requires_grad_(required_grad)
+        self.layers, self.shared, self._hooks = None, {}, []
+        self.predecessor.eval()
+        super().part(model)
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """Take the path of this optimizer step, the same for every micro-batch and process."""
+        assert self.layers is not None
+        replaced = draw_replaced(
+            self.args.seed, self.state.global_step, self.replacing_rate(), len(self.layers)
+        )
+        self.layers.replaced = replaced
+        self.record({"replaced_fraction": sum(replaced) / len(replaced)})
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """The weighted sum of the losses; every successor block has a gradient, zero if skipped."""
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+        if model.training and self.layers is not None:
+            # One element is enough to put a parameter in the graph; its gradient is zeros. DDP
+            # then needs no search for unused parameters, and an empty draw has a backward pass.
+            skipped = [p for block in self.layers.skipped() for p in block.parameters()]
+            if skipped:
+                loss = loss + 0.0 * torch.stack([p.flatten()[0] for p in skipped]).sum()
+        return (loss, outputs) if return_outputs else loss
+
+    def partner_outputs(self, inputs: dict[str, Any], flags: dict[str, bool]) -> ModelOutput:
+        """The predecessor's outputs without dropout, as the teacher of this step."""
+        self.predecessor.eval()
+        try:
+            return super().partner_outputs(inputs, flags)
+        finally:
+            self.predecessor.train(self.args.predecessor_dropout)
+
+    def replacing_rate(self) -> float:
+        """The probability in [0, 1] that a slot is replaced at this step."""
+        return self.args.replacing_rate_at(self.progress)
+
+    def scheduled_values(self) -> dict[str, float]:
+        """The replacing rate, beside the temperature where there are losses."""
+        return {**super().scheduled_values(), "replacing_rate": self.replacing_rate()}
+
+    def withheld_parameters(self) -> list[nn.Parameter]:
+        """Parameters that the optimizer must not move at this step, momentum included."""
+        withheld = [] if self.replacing_rate() == 1.0 else list(self.shared)
+        if self.args.skipped_gradients == "none" and self.layers is not None:
+            withheld += [p for block in self.layers.skipped() for p in block.parameters()]
+        return withheld
+
+    def _stage_gate(self, gradient: torch.Tensor) -> torch.Tensor:
+        """Keep the shared parameters' gradients out of the norm until the rate is 1."""
+        return gradient if self.replacing_rate() == 1.0 else torch.zeros_like(gradient)
+
+    def _attach(self, model: PreTrainedModel) -> TheseusLayers:
+        return attach(model, self.predecessor, parse_slot_sizes(self.args.slot_sizes), self.stack)
+
+    def _prepare_blocks(self, layers: TheseusLayers) -> None:
+        if self.args.gradient_checkpointing:
+            given = dict(self.args.gradient_checkpointing_kwargs or {})  # type: ignore[arg-type]
+            kwargs = {"use_reentrant": False, **given}
+            enable = getattr(self.predecessor, "activation_checkpointing_enable", None)
+            (enable or self.predecessor.gradient_checkpointing_enable)(
+                {k: v for k, v in kwargs.items() if k not in ("every_n_layers", "offload")}
+            )
+        if self.args.compile_blocks:
+            for block in [*layers.children(), *chain.from_iterable(layers.slots)]:
+                block.compile()
+
+    def _announce(self, layers: TheseusLayers) -> None:
+        logger.info(
+            "Theseus: slots of %s predecessor blocks; %s replacing rate from %g, 1 after %g%% of "
+            "the optimizer steps.",
+            [len(slot) for slot in layers.slots],
+            self.args.replacing_schedule,
+            self.args.initial_replacing_rate,
+            100 * self.args.replacing_fraction,
+        )
+
+    def _check_model(self, model: PreTrainedModel) -> None:
+        super()._check_model(model)
+        self._attach(model)
+        detach(model)
+
+    def _check_arguments(self, args: CompressionTrainingArguments) -> None:
+        super()._check_arguments(args)
+        if args.ddp_find_unused_parameters:
+            raise ValueError(UNUSED_PARAMETERS.format("The zero gradient of skipped blocks"))
+        if args.use_cache:
+            raise ValueError(
+                "use_cache=True keeps keys and values by the position of a block, which shifts "
+                "with the sampled path. Leave it off for Theseus."
+            )
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Look for the best checkpoint only once the successor runs alone."""
+        if self.replacing_rate() < 1.0:
+            return False
+        return super()._determine_best_metric(metrics, trial)
+
+
+class _StepCallback(TrainerCallback):
+    """Says what the ramp is in the paper's terms, and withholds gradients from the optimizer."""
+
+    def __init__(self, trainer: TheseusTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        steps = max(1, round(args.replacing_fraction * state.max_steps))
+        base = args.initial_replacing_rate
+        logger.info(
+            "The ramp takes %d of %d optimizer steps: in the paper's terms b = %g, k = %.3g.",
+            steps,
+            state.max_steps,
+            base,
+            (1 - base) / steps,
+        )
+
+    def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        for parameter in self.trainer.withheld_parameters():
+            parameter.grad = None

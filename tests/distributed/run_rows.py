@@ -1,0 +1,43 @@
+"""Started by `accelerate launch`: trains every row on all processes and writes what happened."""
+
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from settings import TRAINER_ROWS, build_trainer
+
+
+def checksum(model):
+    return [tensor.double().sum().item() for tensor in model.state_dict().values()]
+
+
+def main(folder: Path, per_device_batch: int) -> None:
+    results = {}
+    for name, row in TRAINER_ROWS.items():
+        torch.manual_seed(11)
+        trainer = build_trainer(
+            row,
+            folder / name,
+            per_device_train_batch_size=per_device_batch,
+            eval_strategy="steps",
+            eval_steps=3,
+        )
+        trainer.train()
+        trainer.save_model()
+        results[name] = {
+            "history": trainer.state.log_history,
+            "checksums": gather_object([checksum(trainer.student)]),
+            "ddp": type(trainer.model_wrapped).__name__,
+        }
+    if PartialState().is_main_process:
+        (folder / "results.json").write_text(json.dumps(results))
+    PartialState().destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))
