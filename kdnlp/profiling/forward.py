@@ -1,0 +1,97 @@
+"""What profiling a model needs: an input without padding, and evaluation mode for a while."""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+_SPECIAL_IDS = ("pad", "bos", "eos", "cls", "sep", "decoder_start")
+
+
+def example_inputs(
+    model: PreTrainedModel, batch_size: int, sequence_length: int
+) -> dict[str, torch.Tensor]:
+    """Token ids that fill every position, so that no kernel can skip padding.
+
+    Args:
+        model: says which ids are ordinary words, and which inputs its forward takes.
+        batch_size: examples, at least 1.
+        sequence_length: tokens per example, special ones included; a model with a decoder gets as
+            many decoder tokens.
+
+    Returns:
+        `input_ids`, `attention_mask` and `decoder_input_ids`, as far as the model takes them, each
+        of shape `(batch_size, sequence_length)`, on the model's device.
+
+    Raises:
+        ValueError: if a size is below 1 or the sequence exceeds the model's positions.
+    """
+    _check_sizes(model, batch_size, sequence_length)
+    ids = _word_ids(model.config, sequence_length).to(model.device).repeat(batch_size, 1)
+    accepted = inspect.signature(model.forward).parameters
+    candidates = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "decoder_input_ids": ids,
+    }
+    return {name: tensor for name, tensor in candidates.items() if name in accepted}
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model in eval mode; on leaving, give every submodule the mode that it had.
+
+    `model.train()` would not do: a partly frozen model holds submodules of either mode.
+    """
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _word_ids(config: PretrainedConfig, length: int) -> torch.Tensor:
+    special = {id_ for name in _SPECIAL_IDS for id_ in _special_ids(config, name)}
+    words = [id_ for id_ in range(config.vocab_size) if id_ not in special][:length]
+    ids = torch.tensor(words).repeat(length // len(words) + 1)[:length]
+    # T5's and BART's sequence heads read the state at the one end-of-sequence token.
+    end = _special_ids(config, "eos")
+    if config.is_encoder_decoder and end:
+        ids[-1] = end[0]
+    return ids
+
+
+def _special_ids(config: PretrainedConfig, name: str) -> list[int]:
+    value = getattr(config, f"{name}_token_id", None)
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _check_sizes(model: PreTrainedModel, batch_size: int, sequence_length: int) -> None:
+    if batch_size < 1 or sequence_length < 1:
+        raise ValueError(
+            f"batch_size and sequence_length must be at least 1, got {batch_size} and "
+            f"{sequence_length}. An empty batch costs nothing and says nothing."
+        )
+    limit = _max_positions(model)
+    if limit is not None and sequence_length > limit:
+        raise ValueError(
+            f"sequence_length must be at most {limit}, the positions that "
+            f"{type(model).__name__} has, got {sequence_length}. No real input of the model is "
+            f"that long. Pass sequence_length={limit} or less."
+        )
+
+
+def _max_positions(model: PreTrainedModel) -> int | None:
+    # RoBERTa and MPNet number positions from padding_idx + 1, so their tables hold fewer.
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            return module.num_embeddings - (module.padding_idx or -1) - 1
+    limit = getattr(model.config, "max_position_embeddings", None)
+    return limit if limit and limit > 0 else None
