@@ -1,8 +1,8 @@
 """Training arguments: flat, serialisable, checked before anything is loaded or trained."""
 
 import json
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Literal
 
 from transformers import TrainingArguments
 
@@ -15,6 +15,8 @@ ReplacingSchedule = Literal["constant", "linear", "cosine", "step", "anti"]
 @dataclass
 class CompressionTrainingArguments(TrainingArguments):
     """`TrainingArguments` with what every trainer here shares."""
+
+    group_title: ClassVar[str] = "kdnlp"
 
     overwrite_output_dir: bool = field(
         default=False,
@@ -33,6 +35,13 @@ class CompressionTrainingArguments(TrainingArguments):
         fields on a finished object.
         """
 
+    def for_baseline(self, output_dir: str) -> "CompressionTrainingArguments":
+        """The same budget for plain fine-tuning into another folder, never pushed to the Hub."""
+        names = [f.name for f in fields(CompressionTrainingArguments) if f.init]
+        values = {name: getattr(self, name) for name in names}
+        own = {"output_dir": output_dir, "push_to_hub": False, "hub_model_id": None}
+        return CompressionTrainingArguments(**{**values, **own})
+
 
 @dataclass
 class DistillationTrainingArguments(CompressionTrainingArguments):
@@ -41,6 +50,8 @@ class DistillationTrainingArguments(CompressionTrainingArguments):
     The weights default to equal shares that sum to 1, the temperature to 2, the low end of what
     Hinton et al. (2015) found useful for small students.
     """
+
+    group_title: ClassVar[str] = "distillation"
 
     temperature: float = field(
         default=2.0,
@@ -132,6 +143,8 @@ class TheseusTrainingArguments(DistillationTrainingArguments):
     paper ramps over 1,000 to 30,000 steps whatever the task's size; a share of the run means the
     same curriculum on every task.
     """
+
+    group_title: ClassVar[str] = "BERT-of-Theseus"
 
     replacing_schedule: ReplacingSchedule = field(
         default="linear",

@@ -105,7 +105,11 @@ class F1(GlueMetric):
 
     @staticmethod
     def score(
-        predictions: ArrayLike, references: ArrayLike, average: str | None = None, **kwargs: Any
+        predictions: ArrayLike,
+        references: ArrayLike,
+        average: str | None = None,
+        pos_label: int = 1,
+        **kwargs: Any,
     ) -> float:
         """F1 of two arrays of class ids, in [0, 1].
 
@@ -114,13 +118,16 @@ class F1(GlueMetric):
             references: class ids, shape `(examples,)`.
             average: `"binary"` or `"macro"`. `None` means binary where only the ids 0 and 1 occur,
                 so pass it for a task of three classes or more.
+            pos_label: the class that a binary F1 is of.
             **kwargs: ignored.
         """
         if average is None:
             highest = max(np.max(predictions), np.max(references))
             average = "binary" if highest <= 1 else "macro"
         return float(
-            sklearn_metrics.f1_score(references, predictions, average=average, zero_division=0)
+            sklearn_metrics.f1_score(
+                references, predictions, average=average, pos_label=pos_label, zero_division=0
+            )
         )
 
 
@@ -200,7 +207,8 @@ def compute(task: Task, predictions: ArrayLike, references: ArrayLike) -> dict[s
     _check_values(task, predicted, true)
     # A batch of a three-class task may hold only the ids 0 and 1, and is still no binary F1.
     average = "binary" if task.num_labels == 2 else "macro"
-    values = {name: METRICS[name].score(predicted, true, average=average) for name in task.metrics}
+    settings = {"average": average, "pos_label": task.positive_class}
+    values = {name: METRICS[name].score(predicted, true, **settings) for name in task.metrics}
     return {**values, "score": float(np.mean(list(values.values())))}
 
 

@@ -62,7 +62,7 @@ def align_labels(teacher: PretrainedConfig, student: PretrainedConfig) -> list[i
     Raises:
         ValueError: if the numbers or the names of the labels differ.
     """
-    theirs, ours = _names(teacher), _names(student)
+    theirs, ours = label_names(teacher), label_names(student)
     if len(theirs) != len(ours):
         raise ValueError(
             f"Teacher and student must have the same labels: the teacher has {len(theirs)} "
@@ -71,7 +71,7 @@ def align_labels(teacher: PretrainedConfig, student: PretrainedConfig) -> list[i
         )
     if theirs == ours:
         return None
-    if _generic(theirs) != _generic(ours):
+    if has_generic_labels(teacher) != has_generic_labels(student):
         logger.warning(
             "Only one of teacher and student names its labels; taking them to be in the same "
             "order: %s and %s.",
@@ -90,9 +90,11 @@ def align_labels(teacher: PretrainedConfig, student: PretrainedConfig) -> list[i
     return order
 
 
-def _names(config: PretrainedConfig) -> list[str]:
+def label_names(config: PretrainedConfig) -> list[str]:
+    """The label names of a model in the order of their ids, in lower case."""
     return [str(name).lower() for _, name in sorted((config.id2label or {}).items())]
 
 
-def _generic(names: list[str]) -> bool:
-    return all(GENERIC_LABEL.fullmatch(name.upper()) for name in names)
+def has_generic_labels(config: PretrainedConfig) -> bool:
+    """Whether a model's labels are only numbered: `LABEL_0`, `LABEL_1`, ..."""
+    return all(GENERIC_LABEL.fullmatch(name.upper()) for name in label_names(config))

@@ -1,0 +1,6 @@
+"""`python -m kdnlp`, and `accelerate launch -m kdnlp`."""
+
+from kdnlp.cli import main
+
+if __name__ == "__main__":
+    main()

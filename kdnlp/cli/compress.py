@@ -1,0 +1,166 @@
+"""`kdnlp theseus` and `kdnlp distill`: from a fine-tuned model to a smaller one and its report."""
+
+import copy
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from kdnlp.arguments import (
+    CompressionTrainingArguments,
+    DistillationTrainingArguments,
+    TheseusTrainingArguments,
+)
+from kdnlp.cli.options import CompressionOptions, DataOptions, DistillOptions, TheseusOptions
+from kdnlp.cli.parsing import parse_arguments
+from kdnlp.cli.steps import command_line, finish, load_task, start, trainer_inputs
+from kdnlp.data.task import Task
+from kdnlp.evaluation.evaluate import evaluate_model
+from kdnlp.losses import LOSSES, DistillationLoss
+from kdnlp.models.layers import find_layers
+from kdnlp.models.pretrained import head_config, in_model_order, load_finetuned
+from kdnlp.models.student import InitLayers, build_student
+from kdnlp.trainers.base import CompressionTrainer
+from kdnlp.trainers.distillation import DistillationTrainer
+from kdnlp.trainers.theseus import TheseusTrainer
+
+logger = logging.getLogger(__name__)
+
+BASELINE_FOLDER = "_baseline"
+"""Below output_dir; a name that starts with an underscore is left out of what goes to the Hub."""
+
+_DATACLASSES = {
+    "theseus": (TheseusOptions, DataOptions, TheseusTrainingArguments),
+    "distill": (DistillOptions, DataOptions, DistillationTrainingArguments),
+}
+_DESCRIPTIONS = {
+    "theseus": "Compress a fine-tuned model by BERT-of-Theseus (Xu et al. 2020): the blocks of a "
+    "smaller successor take the places of the predecessor's while it runs.",
+    "distill": "Compress a fine-tuned model by distillation (Hinton et al. 2015): a smaller "
+    "student learns the labels and the teacher's soft answers.",
+}
+_OUTPUT = (
+    " OUTPUT_DIR then holds a plain transformers model and tokenizer, report.json, report.md, "
+    "report.png and a model card."
+)
+
+
+def main(command: str, argv: Sequence[str]) -> None:
+    """Run the command with its arguments."""
+    options, data, args = parse_arguments(
+        _DATACLASSES[command],
+        argv,
+        section=command,
+        prog=f"kdnlp {command}",
+        description=_DESCRIPTIONS[command] + _OUTPUT,
+    )
+    checkpoint = start(args)
+    set_seed(args.seed)
+    task, rows = load_task(data, args.seed)
+    source = options.predecessor if command == "theseus" else options.teacher
+    original, tokenizer = load_finetuned(source, task, revision=options.revision)
+    task = in_model_order(task, original.config)
+    splits, inputs = trainer_inputs(rows, task, tokenizer, data, args)
+    smaller = build_smaller(options, original, task)
+    initial = copy.deepcopy(smaller) if options.baseline else None
+    trainer_class = TheseusTrainer if command == "theseus" else DistillationTrainer
+    losses = resolve_losses(options.losses)
+    trainer: CompressionTrainer = trainer_class(smaller, original, args, losses, **inputs)
+
+    def evaluated(model: PreTrainedModel) -> dict[str, dict[str, float]]:
+        return evaluate_model(
+            model, args, splits, task, inputs["data_collator"], inputs["compute_metrics"]
+        )
+
+    names = ("predecessor", "successor") if command == "theseus" else ("teacher", "student")
+    models, metrics = {names[0]: original}, {names[0]: evaluated(original)}
+    logger.info("The %s scores %s.", names[0], metrics[names[0]])
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model()
+    models[names[1]], metrics[names[1]] = trainer.student, evaluated(trainer.student)
+    if initial is not None:
+        models["baseline"] = finetune_baseline(initial, args, inputs)
+        metrics["baseline"] = evaluated(models["baseline"])
+    finish(
+        trainer,
+        models,
+        metrics,
+        task,
+        names[1],
+        options.report_length,
+        options.report_seconds,
+        base_model=source,
+        command=command_line(command, argv),
+    )
+
+
+def build_smaller(
+    options: CompressionOptions, original: PreTrainedModel, task: Task
+) -> PreTrainedModel:
+    """The student or successor before training: the original's blocks, or a model of its own."""
+    student = getattr(options, "student", None)
+    if student is not None:
+        if options.num_layers is not None:
+            raise ValueError(
+                f"Expected --student or --num_layers, got both: {student} has its own number of "
+                "blocks. Leave one out."
+            )
+        return AutoModelForSequenceClassification.from_pretrained(student, **head_config(task))
+    blocks = len(find_layers(original).layers)
+    num_layers = options.num_layers
+    init_layers = parse_init_layers(options.init_layers)
+    if num_layers is None and isinstance(init_layers, str):
+        num_layers = max(1, blocks // 2)
+    return build_student(original, num_layers, init_layers)
+
+
+def parse_init_layers(value: str) -> InitLayers:
+    """A name such as `spaced`, or indices such as `0,2,4`.
+
+    >>> parse_init_layers("0,2,4")
+    [0, 2, 4]
+    """
+    if not any(character.isdigit() for character in value):
+        return value  # type: ignore[return-value]
+    try:
+        return [int(index) for index in value.split(",")]
+    except ValueError as error:
+        raise ValueError(
+            f"--init_layers must be first, last, spaced, or indices such as 0,2,4, got {value!r}."
+        ) from error
+
+
+def resolve_losses(names: str | None) -> dict[str, DistillationLoss] | None:
+    """Losses by name, from text such as `logits`.
+
+    Raises:
+        ValueError: if a name is not in `LOSSES`.
+    """
+    if names is None:
+        return None
+    wanted = [name.strip() for name in names.split(",")]
+    unknown = [name for name in wanted if name not in LOSSES]
+    if unknown:
+        raise ValueError(
+            f"--losses names {', '.join(unknown)}; expected names out of {', '.join(LOSSES)}. The "
+            "loss on the labels, `task`, is always there; weigh it with --loss_weights."
+        )
+    return {name: LOSSES[name]() for name in wanted}
+
+
+def finetune_baseline(
+    initial: PreTrainedModel, args: CompressionTrainingArguments, inputs: dict[str, Any]
+) -> PreTrainedModel:
+    """Fine-tune the initial model with the run's budget, in a folder below the run's."""
+    folder = str(Path(str(args.output_dir), BASELINE_FOLDER))
+    own = args.for_baseline(folder)
+    resume = bool(args.resume_from_checkpoint) and Path(folder).is_dir()
+    own.overwrite_output_dir = True
+    trainer = CompressionTrainer(initial, own, **inputs)
+    logger.info("Fine-tuning the baseline: the same initial model with the same budget.")
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if resume else None)
+    trainer.save_model()
+    return trainer.student

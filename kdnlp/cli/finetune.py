@@ -1,0 +1,49 @@
+"""`kdnlp finetune`: a pretrained encoder becomes a predecessor or teacher."""
+
+from collections.abc import Sequence
+
+from transformers import set_seed
+
+from kdnlp.arguments import CompressionTrainingArguments
+from kdnlp.cli.options import DataOptions, FinetuneOptions
+from kdnlp.cli.parsing import parse_arguments
+from kdnlp.cli.steps import command_line, finish, load_task, start, trainer_inputs
+from kdnlp.evaluation.evaluate import evaluate_model
+from kdnlp.models.pretrained import load_for_finetuning
+from kdnlp.trainers.base import CompressionTrainer
+
+DESCRIPTION = (
+    "Fine-tune a pretrained encoder on a task. OUTPUT_DIR then holds a plain model and tokenizer, "
+    "a report and a model card; pass it to `kdnlp theseus` or `kdnlp distill`."
+)
+
+
+def main(command: str, argv: Sequence[str]) -> None:
+    """Run the command with its arguments."""
+    options, data, args = parse_arguments(
+        (FinetuneOptions, DataOptions, CompressionTrainingArguments),
+        argv,
+        section=command,
+        prog=f"kdnlp {command}",
+        description=DESCRIPTION,
+    )
+    checkpoint = start(args)
+    set_seed(args.seed)
+    task, rows = load_task(data, args.seed)
+    model, tokenizer = load_for_finetuning(options.model, task, revision=options.revision)
+    splits, inputs = trainer_inputs(rows, task, tokenizer, data, args)
+    trainer = CompressionTrainer(model, args, **inputs)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model()
+    metrics = evaluate_model(
+        trainer.student, args, splits, task, inputs["data_collator"], inputs["compute_metrics"]
+    )
+    finish(
+        trainer,
+        {"model": trainer.student},
+        {"model": metrics},
+        task,
+        "model",
+        base_model=options.model,
+        command=command_line(command, argv),
+    )

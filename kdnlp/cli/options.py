@@ -1,0 +1,134 @@
+"""The flags of the commands that no training argument covers."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+
+@dataclass(kw_only=True)
+class DataOptions:
+    """Which task, and where its rows are."""
+
+    group_title: ClassVar[str] = "data"
+
+    task: str | None = field(
+        default=None,
+        metadata={
+            "help": "A GLUE task (cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli), a built-in "
+            "one (synthetic_sentiment, synthetic_paraphrase, synthetic_similarity), or a name for "
+            "your own data."
+        },
+    )
+    data_dir: str | None = field(
+        default=None,
+        metadata={"help": "Folder with GLUE as parquet or official TSV; without it, the Hub's."},
+    )
+    train_file: str | None = field(
+        default=None,
+        metadata={"help": "Your own data: a .csv, .tsv, .json, .jsonl or .parquet file."},
+    )
+    validation_file: str | None = field(
+        default=None,
+        metadata={"help": "The same for validation; without it, a tenth of the training rows."},
+    )
+    text_columns: list[str] | None = field(
+        default=None, metadata={"help": "One column with the text, or two for a pair."}
+    )
+    label_column: str = field(
+        default="label", metadata={"help": "Column with class names, class ids or a number."}
+    )
+    max_length: int | None = field(
+        default=None, metadata={"help": "Most tokens an example may have; default the task's."}
+    )
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "Train on a random part of that many rows, for a trial."}
+    )
+
+
+@dataclass(kw_only=True)
+class ModelOptions:
+    """Which revision of a model on the Hub."""
+
+    group_title: ClassVar[str] = "model"
+
+    revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of the model on the Hub."}
+    )
+
+
+@dataclass(kw_only=True)
+class FinetuneOptions(ModelOptions):
+    """What to fine-tune."""
+
+    group_title: ClassVar[str] = "what to fine-tune"
+
+    model: str = field(metadata={"help": "Folder or Hub id of a pretrained encoder."})
+
+
+@dataclass(kw_only=True)
+class CompressionOptions(ModelOptions):
+    """How small the new model is, and what the report measures."""
+
+    group_title: ClassVar[str] = "the smaller model and its report"
+
+    num_layers: int | None = field(
+        default=None, metadata={"help": "Transformer blocks of the smaller model; default half."}
+    )
+    init_layers: str = field(
+        default="first",
+        metadata={"help": "Blocks it starts from: first, last, spaced, or indices such as 0,2,4."},
+    )
+    losses: str | None = field(
+        default=None,
+        metadata={"help": "Distillation losses by name, such as logits; `distill` has it anyway."},
+    )
+    baseline: bool = field(
+        default=True,
+        metadata={"help": "Also fine-tune the same initial model with the same budget."},
+    )
+    report_length: int | None = field(
+        default=None,
+        metadata={"help": "Tokens per example for latency and FLOPs; default the task's length."},
+    )
+    report_seconds: float = field(
+        default=60.0, metadata={"help": "What measuring the latencies may take, roughly."}
+    )
+
+
+@dataclass(kw_only=True)
+class TheseusOptions(CompressionOptions):
+    """Whose blocks are replaced."""
+
+    group_title: ClassVar[str] = "what to compress"
+
+    predecessor: str = field(
+        metadata={"help": "Folder or Hub id of a model that is fine-tuned on the task."}
+    )
+
+
+@dataclass(kw_only=True)
+class DistillOptions(CompressionOptions):
+    """Whose answers are learned, and by whom."""
+
+    group_title: ClassVar[str] = "what to compress"
+
+    teacher: str = field(
+        metadata={"help": "Folder or Hub id of a model that is fine-tuned on the task."}
+    )
+    student: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder or Hub id of another model to train, with the teacher's vocabulary; "
+            "default: the teacher's own blocks, see --num_layers and --init_layers."
+        },
+    )
+
+
+@dataclass(kw_only=True)
+class ReportOptions:
+    """Which runs."""
+
+    group_title: ClassVar[str] = "what to report"
+
+    output_dir: str | None = field(
+        default=None, metadata={"help": "Also write the comparison there, as .json, .md and .png."}
+    )

@@ -1,0 +1,153 @@
+"""What every training command does before and after it trains."""
+
+import logging
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from datasets import DatasetDict
+from rich.console import Console
+from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.trainer_utils import get_last_checkpoint
+
+from kdnlp.arguments import CompressionTrainingArguments
+from kdnlp.cli.options import DataOptions
+from kdnlp.data.glue import GLUE_TASKS, load_glue_raw
+from kdnlp.data.preparation import prepare
+from kdnlp.data.synthetic import SYNTHETIC_TASKS, generate
+from kdnlp.data.tables import infer_task, read_tables
+from kdnlp.data.task import Task
+from kdnlp.evaluation.metrics import build_compute_metrics
+from kdnlp.evaluation.report import CompressionReport, Metrics
+from kdnlp.evaluation.run import describe_run
+from kdnlp.evaluation.tables import report_table
+from kdnlp.hub.card import build_card
+from kdnlp.trainers.base import CompressionTrainer, check_output_dir
+
+SECRET_FLAGS = ("--hub_token", "--hub-token")
+
+
+def start(args: CompressionTrainingArguments) -> str | None:
+    """Set up logging, refuse a folder that holds another run, and find where to resume.
+
+    Returns:
+        The checkpoint to resume from, or `None` to start from the beginning.
+    """
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("kdnlp").setLevel(args.get_process_log_level())
+    wish = args.resume_from_checkpoint
+    if wish is None or str(wish).lower() == "false":
+        if not args.overwrite_output_dir:
+            check_output_dir(str(args.output_dir))
+        return None
+    if str(wish).lower() in ("true", "last"):
+        # Killed before its first checkpoint, the same command starts again.
+        return get_last_checkpoint(str(args.output_dir))
+    return str(wish)
+
+
+def load_task(options: DataOptions, seed: int) -> tuple[Task, DatasetDict]:
+    """The task that the flags name, and its rows as text.
+
+    Raises:
+        ValueError: if the flags name no task, an unknown one, or files without text columns.
+    """
+    if options.train_file is not None:
+        if not options.text_columns:
+            raise ValueError(
+                "--train_file needs --text_columns, got none. Name the column with the text, or "
+                "the two with the pair."
+            )
+        rows = read_tables(options.train_file, options.validation_file, seed=seed)
+        name = options.task or "own-data"
+        task = infer_task(rows, options.text_columns, options.label_column, name)
+    elif options.task in SYNTHETIC_TASKS:
+        task, rows = SYNTHETIC_TASKS[options.task], generate(options.task)
+    elif options.task in GLUE_TASKS:
+        task, rows = GLUE_TASKS[options.task], load_glue_raw(options.task, options.data_dir)
+    else:
+        raise ValueError(
+            f"Expected --task to be one of {', '.join([*GLUE_TASKS, *SYNTHETIC_TASKS])}, or your "
+            f"own data with --train_file and --text_columns; got --task {options.task}."
+        )
+    count = options.max_train_samples
+    if count is not None and count < len(rows[task.train_split]):
+        rows[task.train_split] = rows[task.train_split].shuffle(seed).select(range(count))
+    return replace(task, max_length=options.max_length or task.max_length), rows
+
+
+def trainer_inputs(
+    rows: DatasetDict,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    options: DataOptions,
+    args: CompressionTrainingArguments,
+) -> tuple[DatasetDict, dict[str, Any]]:
+    """The tokenised splits, and what every trainer of the run is given."""
+    with args.main_process_first(desc="tokenising"):
+        splits = prepare(rows, task, tokenizer, options.max_length)
+    evaluated: Any = {split: splits[split] for split in task.eval_splits}
+    return splits, {
+        "train_dataset": splits[task.train_split],
+        "eval_dataset": evaluated if len(evaluated) > 1 else splits[task.eval_splits[0]],
+        "processing_class": tokenizer,
+        "data_collator": DataCollatorWithPadding(tokenizer),
+        "compute_metrics": build_compute_metrics(task),
+    }
+
+
+def finish(
+    trainer: CompressionTrainer,
+    models: Mapping[str, PreTrainedModel],
+    metrics: Mapping[str, Metrics],
+    task: Task,
+    name: str,
+    report_length: int | None = None,
+    report_seconds: float = 60.0,
+    **run: Any,
+) -> None:
+    """Write the report and the card of the trained model, print the one and push both if asked.
+
+    Args:
+        trainer: has trained and saved the model.
+        models: what the report compares, the original first.
+        metrics: what each of them scored.
+        task: what it was.
+        name: the trained model's name among `models`.
+        report_length: tokens per example of latency and FLOPs; `None` is the task's.
+        report_seconds: what measuring the latencies may take.
+        **run: what else the report says about the run: `base_model` and `command`.
+    """
+    args = trainer.args
+    if trainer.is_world_process_zero():
+        report = CompressionReport.measure(
+            models,
+            metrics,
+            task,
+            report_length,
+            max_seconds=report_seconds,
+            run=describe_run(trainer, task, **run),
+        )
+        folder = str(args.output_dir)
+        report.save(folder)
+        repo_id = args.hub_model_id or Path(folder).resolve().name
+        trainer.model_card = str(build_card(report, name, repo_id))
+        Console().print(report_table(report))
+        Console().print(f"Model, tokenizer, report and card are in {folder}.")
+    trainer.accelerator.wait_for_everyone()
+    trainer.create_model_card()
+    if args.push_to_hub:
+        trainer.push_to_hub()
+
+
+def command_line(command: str, argv: Sequence[str]) -> str:
+    """The command as it was typed, without secrets."""
+    shown, hide = [], False
+    for part in argv:
+        name = part.partition("=")[0]
+        if not hide and name not in SECRET_FLAGS:
+            shown.append(part)
+        hide = name in SECRET_FLAGS and "=" not in part
+    return shlex.join(["kdnlp", command, *shown])

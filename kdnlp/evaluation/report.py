@@ -1,0 +1,251 @@
+"""What a compression cost and gained: the models side by side, measured in one place."""
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from kdnlp.data.task import Task
+from kdnlp.models.layers import find_layers
+from kdnlp.profiling.flops import flops_per_example
+from kdnlp.profiling.latency import LatencyRow, LatencySetting, describe_setting, measure_latency
+from kdnlp.profiling.size import count_parameters, weights_size_mb
+
+REPORT_JSON, REPORT_MARKDOWN, REPORT_PLOT = "report.json", "report.md", "report.png"
+
+Metrics = Mapping[str, Mapping[str, float]]
+"""Values by split and metric, as `kdnlp.evaluation.metrics.compute` returns them."""
+
+
+@dataclass(frozen=True)
+class ModelAccount:
+    """One model of a report.
+
+    Attributes:
+        name: its part in the run, such as `predecessor`, `successor` or `baseline`.
+        metrics: values by split and metric, `score` among them, as fractions and not percent.
+        num_layers: its transformer blocks.
+        parameters: all of them, tied ones once.
+        parameters_without_embeddings: those outside the `nn.Embedding` tables.
+        size_mb: its weights as saved, in MB of 10^6 bytes, without the file's header.
+        flops: floating-point operations per example of the report's length, 2 per multiply-add.
+        latency: a row per batch size.
+    """
+
+    name: str
+    metrics: dict[str, dict[str, float]]
+    num_layers: int
+    parameters: int
+    parameters_without_embeddings: int
+    size_mb: float
+    flops: int
+    latency: tuple[LatencyRow, ...]
+
+    @property
+    def score(self) -> float:
+        """The mean of the splits' scores: GLUE's convention for MNLI's two."""
+        return float(np.mean([values["score"] for values in self.metrics.values()]))
+
+
+@dataclass(frozen=True)
+class CompressionReport:
+    """Models side by side: quality, size, arithmetic and latency, with the ratios between them.
+
+    Attributes:
+        task: the task's name.
+        metric_names: the task's metrics; `score` is their mean.
+        models: the first one is the original, with which the others are compared.
+        setting: the circumstances of the latencies; `sequence_length` holds for the FLOPs too.
+        run: how the models came about: method, arguments, seed, steps, versions.
+
+    Example:
+        ```python
+        report = CompressionReport.measure(
+            {"predecessor": predecessor, "successor": successor}, metrics, GLUE_TASKS["mrpc"]
+        )
+        report.save("out")
+        ```
+    """
+
+    task: str
+    metric_names: tuple[str, ...]
+    models: tuple[ModelAccount, ...]
+    setting: LatencySetting
+    run: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def measure(
+        cls,
+        models: Mapping[str, PreTrainedModel],
+        metrics: Mapping[str, Metrics],
+        task: Task,
+        sequence_length: int | None = None,
+        batch_sizes: Sequence[int] = (1, 32),
+        max_seconds: float | None = 60.0,
+        run: Mapping[str, Any] | None = None,
+        stack: str | None = None,
+    ) -> "CompressionReport":
+        """Profile the models side by side and join that with their metrics.
+
+        Args:
+            models: by name, the original first. They are left as they were.
+            metrics: by name, what each scored on every split; see `evaluate_model`.
+            task: the task that they solve.
+            sequence_length: tokens per example for FLOPs and latency; the default is the task's.
+            batch_sizes: batch sizes of the latencies.
+            max_seconds: what measuring the latencies may take, roughly.
+            run: what else the report should say, as plain values.
+            stack: `"encoder"` or `"decoder"`, for models that have both.
+
+        Raises:
+            ValueError: if a model has no metrics, or the sequence is longer than a model allows.
+        """
+        missing = sorted(set(models) - set(metrics))
+        if missing or not models:
+            raise ValueError(
+                f"Expected metrics for every model of the report ({', '.join(models)}), got none "
+                f"for {', '.join(missing)}. A model without a score has no retention. Evaluate it, "
+                "or leave it out."
+            )
+        length = sequence_length or task.max_length
+        rows = measure_latency(models, batch_sizes, length, max_seconds=max_seconds)
+        return cls(
+            task=task.name,
+            metric_names=task.metrics,
+            models=tuple(
+                _account(name, model, metrics[name], rows, length, stack)
+                for name, model in models.items()
+            ),
+            setting=describe_setting(models, length),
+            run=dict(run or {}),
+        )
+
+    @property
+    def original(self) -> ModelAccount:
+        """The model that the others are compared with."""
+        return self.models[0]
+
+    def __getitem__(self, name: str) -> ModelAccount:
+        return {model.name: model for model in self.models}[name]
+
+    def retention(self, name: str) -> float | None:
+        """Percent of the original's score that a model keeps; `None` where that score is not > 0.
+
+        Xu et al. 2020 report the mean over tasks of this ratio.
+        """
+        if self.original.score <= 0:
+            return None
+        return 100 * self[name].score / self.original.score
+
+    def ratios(self, name: str) -> dict[str, float]:
+        """How many times less than the original a model takes: 2.0 means half.
+
+        Keys: `parameters`, `parameters_without_embeddings`, `size_mb`, `flops`, and
+        `latency_batch_<n>` for the median latency at every batch size (the speed-up).
+        """
+        before, after = self.original, self[name]
+        costs = ("parameters", "parameters_without_embeddings", "size_mb", "flops")
+        ratios = {cost: _ratio(getattr(before, cost), getattr(after, cost)) for cost in costs}
+        for first, second in zip(before.latency, after.latency, strict=True):
+            ratios[f"latency_batch_{first.batch_size}"] = _ratio(first.p50_ms, second.p50_ms)
+        return ratios
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything in the report as plain values; `from_dict` reads it back."""
+        compared = {
+            model.name: {"retention_percent": self.retention(model.name), **self.ratios(model.name)}
+            for model in self.models[1:]
+        }
+        return {**asdict(self), "compared": compared}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "CompressionReport":
+        """The report that `to_dict` described."""
+        models = [
+            ModelAccount(**{**m, "latency": tuple(LatencyRow(**row) for row in m["latency"])})
+            for m in values["models"]
+        ]
+        return cls(
+            task=values["task"],
+            metric_names=tuple(values["metric_names"]),
+            models=tuple(models),
+            setting=LatencySetting(**values["setting"]),
+            run=dict(values["run"]),
+        )
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write `report.json`, `report.md` and `report.png` into `folder`.
+
+        Each file appears under its name once it is whole, the JSON last.
+        """
+        from kdnlp.evaluation.tables import plot_report, report_markdown
+
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        plot = target / f"{REPORT_PLOT}.partial"
+        plot_report(self, plot)
+        os.replace(plot, target / REPORT_PLOT)
+        replace_text(target / REPORT_MARKDOWN, report_markdown(self))
+        # NaN is no JSON: readers in other languages would refuse the file.
+        text = json.dumps(self.to_dict(), indent=2, allow_nan=False)
+        replace_text(target / REPORT_JSON, f"{text}\n")
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> "CompressionReport":
+        """Read the `report.json` in `folder`.
+
+        Raises:
+            FileNotFoundError: if there is none.
+            ValueError: if it is not a report.
+        """
+        path = Path(folder, REPORT_JSON)
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"Expected {REPORT_JSON} in {os.fspath(folder)}, found none. It is written at the "
+                "end of `kdnlp theseus`, `distill`, `finetune` and `demo`; name their output_dir."
+            )
+        try:
+            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(
+                f"{path} does not hold a compression report: {error!r}. It may have been written "
+                "by another version; run the command again."
+            ) from error
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file so that it appears under its name once it is whole."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _account(
+    name: str,
+    model: PreTrainedModel,
+    metrics: Metrics,
+    rows: Sequence[LatencyRow],
+    sequence_length: int,
+    stack: str | None,
+) -> ModelAccount:
+    parameters = count_parameters(model)
+    return ModelAccount(
+        name=name,
+        metrics={split: dict(values) for split, values in metrics.items()},
+        num_layers=len(find_layers(model, stack).layers),
+        parameters=parameters.total,
+        parameters_without_embeddings=parameters.without_embeddings,
+        size_mb=weights_size_mb(model),
+        flops=flops_per_example(model, sequence_length).flops,
+        latency=tuple(row for row in rows if row.model == name),
+    )
+
+
+def _ratio(before: float, after: float) -> float:
+    return before / after if after else math.inf

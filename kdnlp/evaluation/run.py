@@ -1,0 +1,75 @@
+"""How a model came about, as plain values for the report and the card."""
+
+from dataclasses import fields
+from typing import Any
+
+import torch
+import transformers
+from transformers import TrainingArguments
+
+import kdnlp
+from kdnlp.data.task import Task
+from kdnlp.trainers.base import CompressionTrainer
+
+_SHARED_ARGUMENTS = (
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "weight_decay",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "max_grad_norm",
+    "optim",
+    "seed",
+)
+_NOT_TRAINING = ("overwrite_output_dir",)
+
+
+def describe_run(trainer: CompressionTrainer, task: Task, **more: Any) -> dict[str, Any]:
+    """What a trained trainer did, on what, and with which versions.
+
+    Args:
+        trainer: has trained.
+        task: what it trained on.
+        **more: further plain values, such as `base_model` or `command`.
+
+    Returns:
+        Values that JSON can hold; folders and tokens are not among them.
+    """
+    args = trainer.args
+    assert trainer.train_dataset is not None
+    return {
+        "method": trainer.method,
+        "arguments": _arguments(args),
+        "losses": {name: loss.config() for name, loss in trainer.losses.items()},
+        "citations": _citations(trainer),
+        "optimizer_steps": trainer.state.global_step,
+        "epochs": trainer.state.epoch,
+        "processes": args.world_size,
+        "precision": next((p for p in ("bf16", "fp16") if getattr(args, p)), "fp32"),
+        "device": args.device.type,
+        "seed": args.seed,
+        "selected_on": args.metric_for_best_model if args.load_best_model_at_end else None,
+        "text_columns": list(task.text_columns),
+        "label_names": list(task.label_names or ()),
+        "max_length": task.max_length,
+        "versions": {
+            "kdnlp": kdnlp.__version__,
+            "transformers": transformers.__version__,
+            "torch": torch.__version__,
+        },
+        **more,
+    }
+
+
+def _arguments(args: TrainingArguments) -> dict[str, Any]:
+    """The method's own arguments, then those that every training has."""
+    stock = {field.name for field in fields(TrainingArguments)}
+    own = [f.name for f in fields(args) if f.init and f.name not in {*stock, *_NOT_TRAINING}]
+    values = {name: getattr(args, name) for name in (*own, *_SHARED_ARGUMENTS)}
+    return {k: getattr(v, "value", v) for k, v in values.items() if v is not None}
+
+
+def _citations(trainer: CompressionTrainer) -> list[str]:
+    found = [trainer.citation, *(loss.citation for loss in trainer.losses.values())]
+    return list(dict.fromkeys(filter(None, found)))

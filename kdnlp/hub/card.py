@@ -1,0 +1,123 @@
+"""The model card: assembled from the report of the run, never written by hand."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from kdnlp.data.glue import GLUE_TASKS, HUB_DATASET
+from kdnlp.evaluation.report import CompressionReport, ModelAccount
+from kdnlp.evaluation.tables import markdown_table, report_rows, setting_line
+
+TEMPLATE = Path(__file__).with_name("card_template.md")
+
+_METHODS = {
+    "theseus": "BERT-of-Theseus module replacement",
+    "distillation": "knowledge distillation",
+}
+
+
+def build_card(
+    report: CompressionReport, name: str, repo_id: str, license: str | None = None
+) -> ModelCard:
+    """The card of one model of a report.
+
+    Args:
+        report: its `run` comes from `kdnlp.evaluation.run.describe_run`, with a `base_model`: the
+            Hub id or folder of the model it started from. A folder is named by its last part, and
+            in the text only: metadata must not point to a place that nobody else has.
+        name: the model's name in the report, such as `successor`.
+        repo_id: what the model is called on the Hub.
+        license: the licence's Hub id, where it is known.
+
+    Returns:
+        A card whose metadata `huggingface_hub` has validated.
+    """
+    run, title = report.run, repo_id.split("/")[-1]
+    base_model = str(run["base_model"])
+    on_hub = not os.path.isdir(base_model)
+    is_glue = report.task in GLUE_TASKS
+    data = ModelCardData(
+        base_model=base_model if on_hub else None,
+        base_model_relation="finetune" if on_hub else None,
+        library_name="transformers",
+        license=license,
+        pipeline_tag="text-classification",
+        tags=["kdnlp", run["method"]],
+        datasets=[HUB_DATASET] if is_glue else None,
+        metrics=list(report.metric_names),
+        model_name=title,
+        eval_results=_eval_results(report[name], report),
+    )
+    return ModelCard.from_template(
+        data,
+        template_str=TEMPLATE.read_text(encoding="utf-8"),
+        model_name=title,
+        repo_id=repo_id,
+        summary=_summary(report, name, base_model if on_hub else Path(base_model).resolve().name),
+        table=markdown_table(("", *(m.name for m in report.models)), report_rows(report)),
+        setting=setting_line(report),
+        eval_splits=list(report[name].metrics),
+        seed=run["seed"],
+        selected_on=run["selected_on"],
+        baseline="baseline" if any(m.name == "baseline" for m in report.models) else None,
+        labels=run["label_names"],
+        inputs=_inputs(run),
+        arguments=_argument_rows(run),
+        versions=", ".join(f"{library} {version}" for library, version in run["versions"].items()),
+        citations=run["citations"],
+    )
+
+
+def _summary(report: CompressionReport, name: str, origin: str) -> str:
+    model, original = report[name], report.original
+    if model is original:
+        return f"`{origin}` fine-tuned on {report.task}."
+    kept, ratios = report.retention(name), report.ratios(name)
+    speeds = ", ".join(
+        f"{ratios[f'latency_batch_{row.batch_size}']:.2f}x at batch size {row.batch_size}"
+        for row in model.latency
+    )
+    return (
+        f"`{origin}`, fine-tuned on {report.task} and compressed by "
+        f"{_METHODS[report.run['method']]} from {original.num_layers} to {model.num_layers} "
+        f"transformer blocks. It keeps {'-' if kept is None else f'{kept:.1f}'}% of the "
+        f"{original.name}'s score with {ratios['flops']:.2f}x fewer FLOPs; the measured speed-up "
+        f"is {speeds}."
+    )
+
+
+def _eval_results(model: ModelAccount, report: CompressionReport) -> list[EvalResult]:
+    is_glue = report.task in GLUE_TASKS
+    return [
+        EvalResult(
+            task_type="text-classification",
+            dataset_type=HUB_DATASET if is_glue else report.task,
+            dataset_name=f"GLUE {report.task}" if is_glue else report.task,
+            dataset_config=report.task if is_glue else None,
+            dataset_split=split,
+            metric_type=metric,
+            metric_value=round(values[metric], 6),
+        )
+        for split, values in model.metrics.items()
+        for metric in report.metric_names
+    ]
+
+
+def _argument_rows(run: dict[str, Any]) -> list[tuple[str, Any]]:
+    rows = list(run["arguments"].items())
+    rows += [(f"loss `{name}`", config) for name, config in run["losses"].items()]
+    names = ("precision", "device", "processes", "optimizer_steps", "epochs")
+    return [*rows, *((name, run[name]) for name in names)]
+
+
+def _inputs(run: dict[str, Any]) -> str:
+    columns = " and ".join(f"`{column}`" for column in run["text_columns"])
+    call = "tokenizer(first, second)" if len(run["text_columns"]) == 2 else "tokenizer(text)"
+    return (
+        f"Input: {columns}, as `{call}`, cut at {run['max_length']} tokens in training. A "
+        "regression's only logit is the score."
+        if not run["label_names"]
+        else f"Input: {columns}, as `{call}`, cut at {run['max_length']} tokens in training."
+    )

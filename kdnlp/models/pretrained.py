@@ -1,0 +1,143 @@
+"""Models from the Hub or a folder, checked against the task that they are meant for."""
+
+import logging
+import os
+from typing import Any
+
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from kdnlp.data.task import Task
+from kdnlp.models.alignment import has_generic_labels, label_names
+
+logger = logging.getLogger(__name__)
+
+_NEXT_STEP = (
+    "Fine-tune it on the task first, and pass the folder that this writes: kdnlp finetune "
+    "--model {name} --task {task} --output_dir ..."
+)
+
+
+def load_finetuned(
+    name_or_path: str | os.PathLike[str], task: Task, **kwargs: Any
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a model that was fine-tuned on the task, and its tokenizer.
+
+    Args:
+        name_or_path: a Hub id or a folder.
+        task: what it must have been fine-tuned on. Its labels are matched by name, ignoring case;
+            their order is the model's own, see `in_model_order`.
+        **kwargs: for `from_pretrained`, such as `revision` or `dtype`.
+
+    Returns:
+        The model, in eval mode, and the tokenizer.
+
+    Raises:
+        ValueError: if it has no trained classification head, or other labels than the task.
+    """
+    name = os.fspath(name_or_path)
+    config = AutoConfig.from_pretrained(name, **_hub_options(kwargs))
+    _check_labels(config, task, name)
+    model, loading = AutoModelForSequenceClassification.from_pretrained(
+        name, output_loading_info=True, **kwargs
+    )
+    untrained = sorted({*loading["missing_keys"], *(k[0] for k in loading["mismatched_keys"])})
+    if untrained:
+        raise ValueError(
+            f"{name} is not fine-tuned on {task.name}: its weights lack "
+            f"{', '.join(untrained[:4])}, which would start at random and be taken for what the "
+            f"model has learned. {_NEXT_STEP.format(name=name, task=task.name)}"
+        )
+    return model.eval(), _matching_tokenizer(name, model, kwargs)
+
+
+def load_for_finetuning(
+    name_or_path: str | os.PathLike[str], task: Task, **kwargs: Any
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a pretrained encoder with a head for the task; the head starts at random.
+
+    Args:
+        name_or_path: a Hub id or a folder. A head for the same number of labels is kept.
+        task: gives the number and the names of the labels, and the kind of loss.
+        **kwargs: for `from_pretrained`, such as `revision` or `dtype`.
+
+    Returns:
+        The model and its tokenizer.
+    """
+    name = os.fspath(name_or_path)
+    model = AutoModelForSequenceClassification.from_pretrained(name, **head_config(task), **kwargs)
+    return model, _matching_tokenizer(name, model, kwargs)
+
+
+def head_config(task: Task) -> dict[str, Any]:
+    """The configuration fields that give a model the task's labels and loss."""
+    if task.label_names is None:
+        return {"num_labels": 1, "problem_type": "regression"}
+    return {
+        "id2label": dict(enumerate(task.label_names)),
+        "label2id": {name: number for number, name in enumerate(task.label_names)},
+        "problem_type": "single_label_classification",
+    }
+
+
+def in_model_order(task: Task, config: PretrainedConfig) -> Task:
+    """The task with its label names in the order of the model's ids.
+
+    A model that was fine-tuned elsewhere may number the classes in its own way
+    (`roberta-large-mnli` counts from contradiction). Data prepared for the returned task has the
+    model's ids; `build_compute_metrics` must be given it too.
+    """
+    theirs = label_names(config)
+    if task.label_names is None or has_generic_labels(config):
+        return task
+    by_name = {name.lower(): name for name in task.label_names}
+    ordered = tuple(by_name[name] for name in theirs)
+    return task if ordered == task.label_names else task.with_label_order(ordered)
+
+
+def _matching_tokenizer(
+    name: str, model: PreTrainedModel, kwargs: dict[str, Any]
+) -> PreTrainedTokenizerBase:
+    """The tokenizer; without a pad token it pads with end-of-sequence, and the model knows."""
+    tokenizer = AutoTokenizer.from_pretrained(name, **_hub_options(kwargs))
+    if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    return tokenizer
+
+
+def _check_labels(config: PretrainedConfig, task: Task, name: str) -> None:
+    theirs = label_names(config)
+    if len(theirs) != task.num_labels:
+        raise _other_labels(theirs, task, name)
+    if task.label_names is None:
+        return
+    if has_generic_labels(config):
+        logger.warning(
+            "%s does not name its labels; taking them to be in the task's order: %s. A score "
+            "near or below chance means that they are not.",
+            name,
+            ", ".join(task.label_names),
+        )
+    elif sorted(theirs) != sorted(label.lower() for label in task.label_names):
+        raise _other_labels(theirs, task, name)
+
+
+def _other_labels(theirs: list[str], task: Task, name: str) -> ValueError:
+    expected = "one number (regression)" if task.label_names is None else task.label_names
+    return ValueError(
+        f"{name} is not fine-tuned on {task.name}: expected the labels {expected}, got "
+        f"{len(theirs)}: {', '.join(theirs)}. Its answers mean something else than the task's "
+        f"labels. {_NEXT_STEP.format(name=name, task=task.name)}"
+    )
+
+
+def _hub_options(kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in kwargs.items() if k in ("revision", "token", "cache_dir")}
