@@ -22,6 +22,8 @@ _HOMES = {
     "Task": "data.task",
     "find_layers": "models.layers",
     "build_student": "models.student",
+    "load_finetuned": "models.pretrained",
+    "load_for_finetuning": "models.pretrained",
     "attach": "models.theseus",
     "detach": "models.theseus",
     "LOSSES": "losses",
@@ -31,7 +33,12 @@ _HOMES = {
     "DistillationTrainer": "trainers.distillation",
     "TheseusTrainer": "trainers.theseus",
     "build_compute_metrics": "evaluation.metrics",
+    "evaluate_model": "evaluation.evaluate",
+    "describe_run": "evaluation.run",
     "CompressionReport": "evaluation.report",
+    "build_card": "hub.card",
+    "publish_results": "hub.publish",
+    "parse_arguments": "cli.parsing",
 }
 
 __all__ = ["__version__", *_HOMES]
@@ -42,14 +49,20 @@ if TYPE_CHECKING:
         DistillationTrainingArguments,
         TheseusTrainingArguments,
     )
+    from kdnlp.cli.parsing import parse_arguments
     from kdnlp.data.glue import GLUE_TASKS, load_glue
     from kdnlp.data.preparation import prepare
     from kdnlp.data.tables import infer_task, read_tables
     from kdnlp.data.task import Task
+    from kdnlp.evaluation.evaluate import evaluate_model
     from kdnlp.evaluation.metrics import build_compute_metrics
     from kdnlp.evaluation.report import CompressionReport
+    from kdnlp.evaluation.run import describe_run
+    from kdnlp.hub.card import build_card
+    from kdnlp.hub.publish import publish_results
     from kdnlp.losses import LOSSES, DistillationLoss, LogitsLoss
     from kdnlp.models.layers import find_layers
+    from kdnlp.models.pretrained import load_finetuned, load_for_finetuning
     from kdnlp.models.student import build_student
     from kdnlp.models.theseus import attach, detach
     from kdnlp.schedules import SCHEDULES, build_schedule

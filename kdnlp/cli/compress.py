@@ -3,6 +3,7 @@
 import copy
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from kdnlp.arguments import (
 )
 from kdnlp.cli.options import CompressionOptions, DataOptions, DistillOptions, TheseusOptions
 from kdnlp.cli.parsing import parse_arguments
-from kdnlp.cli.steps import command_line, finish, load_task, start, trainer_inputs
+from kdnlp.cli.steps import command_line, load_task, print_report, start, trainer_inputs
 from kdnlp.data.task import Task
 from kdnlp.evaluation.evaluate import evaluate_model
+from kdnlp.hub.publish import publish_results
 from kdnlp.losses import LOSSES, DistillationLoss
 from kdnlp.models.layers import find_layers
 from kdnlp.models.pretrained import head_config, in_model_order, load_finetuned
@@ -70,12 +72,8 @@ def main(command: str, argv: Sequence[str]) -> None:
     losses = resolve_losses(options.losses)
     trainer: CompressionTrainer = trainer_class(smaller, original, args, losses, **inputs)
 
-    def evaluated(model: PreTrainedModel) -> dict[str, dict[str, float]]:
-        return evaluate_model(
-            model, args, splits, task, inputs["data_collator"], inputs["compute_metrics"]
-        )
-
     names = ("predecessor", "successor") if command == "theseus" else ("teacher", "student")
+    evaluated = partial(evaluate_model, args=args, splits=splits, task=task, tokenizer=tokenizer)
     models, metrics = {names[0]: original}, {names[0]: evaluated(original)}
     logger.info("The %s scores %s.", names[0], metrics[names[0]])
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -84,17 +82,17 @@ def main(command: str, argv: Sequence[str]) -> None:
     if initial is not None:
         models["baseline"] = finetune_baseline(initial, args, inputs)
         metrics["baseline"] = evaluated(models["baseline"])
-    finish(
+    report = publish_results(
         trainer,
         models,
         metrics,
         task,
-        names[1],
-        options.report_length,
-        options.report_seconds,
         base_model=source,
+        sequence_length=options.report_length,
+        max_seconds=options.report_seconds,
         command=command_line(command, argv),
     )
+    print_report(report, str(args.output_dir))
 
 
 def build_smaller(

@@ -7,8 +7,9 @@ from transformers import set_seed
 from kdnlp.arguments import CompressionTrainingArguments
 from kdnlp.cli.options import DataOptions, FinetuneOptions
 from kdnlp.cli.parsing import parse_arguments
-from kdnlp.cli.steps import command_line, finish, load_task, start, trainer_inputs
+from kdnlp.cli.steps import command_line, load_task, print_report, start, trainer_inputs
 from kdnlp.evaluation.evaluate import evaluate_model
+from kdnlp.hub.publish import publish_results
 from kdnlp.models.pretrained import load_for_finetuning
 from kdnlp.trainers.base import CompressionTrainer
 
@@ -35,15 +36,13 @@ def main(command: str, argv: Sequence[str]) -> None:
     trainer = CompressionTrainer(model, args, **inputs)
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
-    metrics = evaluate_model(
-        trainer.student, args, splits, task, inputs["data_collator"], inputs["compute_metrics"]
-    )
-    finish(
+    metrics = evaluate_model(trainer.student, args, splits, task, tokenizer)
+    report = publish_results(
         trainer,
         {"model": trainer.student},
         {"model": metrics},
         task,
-        "model",
         base_model=options.model,
         command=command_line(command, argv),
     )
+    print_report(report, str(args.output_dir))

@@ -121,14 +121,3 @@ class DistillOptions(CompressionOptions):
             "default: the teacher's own blocks, see --num_layers and --init_layers."
         },
     )
-
-
-@dataclass(kw_only=True)
-class ReportOptions:
-    """Which runs."""
-
-    group_title: ClassVar[str] = "what to report"
-
-    output_dir: str | None = field(
-        default=None, metadata={"help": "Also write the comparison there, as .json, .md and .png."}
-    )

@@ -2,14 +2,13 @@
 
 import logging
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from datasets import DatasetDict
 from rich.console import Console
-from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 from transformers.trainer_utils import get_last_checkpoint
 
 from kdnlp.arguments import CompressionTrainingArguments
@@ -20,11 +19,9 @@ from kdnlp.data.synthetic import SYNTHETIC_TASKS, generate
 from kdnlp.data.tables import infer_task, read_tables
 from kdnlp.data.task import Task
 from kdnlp.evaluation.metrics import build_compute_metrics
-from kdnlp.evaluation.report import CompressionReport, Metrics
-from kdnlp.evaluation.run import describe_run
+from kdnlp.evaluation.report import CompressionReport
 from kdnlp.evaluation.tables import report_table
-from kdnlp.hub.card import build_card
-from kdnlp.trainers.base import CompressionTrainer, check_output_dir
+from kdnlp.trainers.base import check_output_dir
 
 SECRET_FLAGS = ("--hub_token", "--hub-token")
 
@@ -98,48 +95,11 @@ def trainer_inputs(
     }
 
 
-def finish(
-    trainer: CompressionTrainer,
-    models: Mapping[str, PreTrainedModel],
-    metrics: Mapping[str, Metrics],
-    task: Task,
-    name: str,
-    report_length: int | None = None,
-    report_seconds: float = 60.0,
-    **run: Any,
-) -> None:
-    """Write the report and the card of the trained model, print the one and push both if asked.
-
-    Args:
-        trainer: has trained and saved the model.
-        models: what the report compares, the original first.
-        metrics: what each of them scored.
-        task: what it was.
-        name: the trained model's name among `models`.
-        report_length: tokens per example of latency and FLOPs; `None` is the task's.
-        report_seconds: what measuring the latencies may take.
-        **run: what else the report says about the run: `base_model` and `command`.
-    """
-    args = trainer.args
-    if trainer.is_world_process_zero():
-        report = CompressionReport.measure(
-            models,
-            metrics,
-            task,
-            report_length,
-            max_seconds=report_seconds,
-            run=describe_run(trainer, task, **run),
-        )
-        folder = str(args.output_dir)
-        report.save(folder)
-        repo_id = args.hub_model_id or Path(folder).resolve().name
-        trainer.model_card = str(build_card(report, name, repo_id))
+def print_report(report: CompressionReport | None, folder: str) -> None:
+    """Print the report on the process that has it."""
+    if report is not None:
         Console().print(report_table(report))
         Console().print(f"Model, tokenizer, report and card are in {folder}.")
-    trainer.accelerator.wait_for_everyone()
-    trainer.create_model_card()
-    if args.push_to_hub:
-        trainer.push_to_hub()
 
 
 def command_line(command: str, argv: Sequence[str]) -> str:

@@ -6,6 +6,7 @@ Xu et al. 2020, "BERT-of-Theseus: Compressing BERT by Progressive Module Replaci
 import inspect
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -244,7 +245,8 @@ def _verify_path(
         successor.eval()
         # The list alone in training mode: the path is sampled, dropout is off.
         layers.training, layers.replaced = True, (False,) * len(layers)
-        got = type(successor).forward(successor, **inputs)[0]
+        with _borrowed_weights(successor, predecessor, layers):
+            got = type(successor).forward(successor, **inputs)[0]
     finally:
         layers.replaced = (True,) * len(layers)
         successor.train(modes[0])
@@ -256,6 +258,32 @@ def _verify_path(
             "another way than by iterating or slicing the list, so Theseus would train a "
             "different model than it reports; use DistillationTrainer."
         )
+
+
+@contextmanager
+def _borrowed_weights(
+    successor: PreTrainedModel, predecessor: PreTrainedModel, layers: TheseusLayers
+) -> Iterator[None]:
+    """Let the successor's embeddings and head read the predecessor's own memory.
+
+    Equal weights do not give equal bits: a checkpoint that is mapped from disk is aligned
+    otherwise than a copy of it, and matrix products on the CPU then round otherwise.
+    """
+    theirs = dict(predecessor.named_parameters(remove_duplicate=False))
+    blocks = set(layers.parameters())
+    own = {
+        name: parameter
+        for name, parameter in successor.named_parameters(remove_duplicate=False)
+        if parameter not in blocks
+    }
+    copies = {name: parameter.data for name, parameter in own.items()}
+    try:
+        for name, parameter in own.items():
+            parameter.data = theirs[name].data
+        yield
+    finally:
+        for name, parameter in own.items():
+            parameter.data = copies[name]
 
 
 def _probe_inputs(model: PreTrainedModel) -> dict[str, torch.Tensor]:

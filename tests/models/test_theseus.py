@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 import torch
 from settings import ARCHITECTURES, tiny_batch, tiny_model
-from transformers import AutoConfig, Gemma3ForCausalLM, Gemma3TextConfig
+from transformers import (
+    AutoConfig,
+    BertForSequenceClassification,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+)
 
 from kdnlp.models.layers import find_layers
 from kdnlp.models.student import build_student
@@ -220,3 +225,17 @@ def test_the_cache_is_off_so_positions_cannot_shift():
     assert AutoConfig.for_model("llama").use_cache
     _, successor, _ = joined("llama")
     assert successor.config.use_cache is False
+
+
+def test_a_predecessor_mapped_from_disk_is_attached_too(tmp_path):
+    """Weights read from a file lie at odd addresses, where matrix products round otherwise."""
+    tiny_model("bert", 4, hidden_size=96, intermediate_size=128).save_pretrained(tmp_path)
+    predecessor = BertForSequenceClassification.from_pretrained(tmp_path).eval()
+    assert any(parameter.data_ptr() % 64 for parameter in predecessor.parameters())
+    successor = build_student(predecessor, 2)
+    before = {name: tensor.data_ptr() for name, tensor in successor.state_dict().items()}
+    layers = attach(successor, predecessor)
+    assert {n: t.data_ptr() for n, t in successor.state_dict().items()} == before
+    successor.eval()
+    set_path(layers, (False, False))
+    assert torch.allclose(logits(successor), logits(predecessor), atol=1e-5)

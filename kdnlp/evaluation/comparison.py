@@ -1,0 +1,133 @@
+"""Several runs side by side: the mean and spread over seeds of every model, task by task."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from kdnlp.evaluation.report import CompressionReport, replace_text
+from kdnlp.evaluation.tables import markdown_table
+
+HEADER = ("task", "model", "blocks", "score, %", "kept, %", "FLOPs", "speed-up", "runs")
+CAPTION = (
+    "Score: the mean of the task's metrics. Kept: percent of the original's score, run by run. "
+    "Mean and standard deviation over the runs. FLOPs and speed-up: how many times less than the "
+    "original, the speed-up by median latency at each batch size."
+)
+
+
+@dataclass(frozen=True)
+class ComparisonRow:
+    """One model of one task over all runs that hold it.
+
+    Attributes:
+        task: the task's name.
+        model: its name, with the method for a model that a method made.
+        num_layers: its transformer blocks.
+        seeds: the seed of each run.
+        scores: its score in each run, as a fraction.
+        retention: percent of the original's score in each run; `None` for an original.
+        flops_ratio: how many times fewer FLOPs than the original.
+        speedups: by batch size, the mean over runs of the original's median latency over its own.
+    """
+
+    task: str
+    model: str
+    num_layers: int
+    seeds: tuple[int, ...]
+    scores: tuple[float, ...]
+    retention: tuple[float, ...] | None
+    flops_ratio: float
+    speedups: dict[str, float]
+
+
+def compare(reports: Sequence[CompressionReport]) -> list[ComparisonRow]:
+    """Group the models of several reports by task, part and number of blocks.
+
+    A model that several reports hold with the same score and seed, as the predecessor of two
+    methods, counts once.
+    """
+    groups: dict[tuple[str, str, int], list[CompressionReport]] = {}
+    for report in reports:
+        for model in report.models:
+            key = (report.task, _label(report, model.name), model.num_layers)
+            groups.setdefault(key, []).append(report)
+    return [_row(key, group) for key, group in groups.items()]
+
+
+def comparison_rows(rows: Sequence[ComparisonRow]) -> list[tuple[str, ...]]:
+    """Cells of text in the order of `HEADER`."""
+    return [
+        (
+            row.task,
+            row.model,
+            str(row.num_layers),
+            _spread([100 * score for score in row.scores]),
+            "-" if row.retention is None else _spread(row.retention),
+            f"{row.flops_ratio:.2f}x",
+            " / ".join(f"{ratio:.2f}x" for ratio in row.speedups.values()),
+            str(len(row.scores)),
+        )
+        for row in rows
+    ]
+
+
+def comparison_table(rows: Sequence[ComparisonRow]) -> Table:
+    """The comparison as a table for the terminal."""
+    table = Table(*HEADER, title="runs compared", caption=CAPTION)
+    for cells in comparison_rows(rows):
+        table.add_row(*cells)
+    return table
+
+
+def save_comparison(rows: Sequence[ComparisonRow], folder: str | os.PathLike[str]) -> None:
+    """Write `comparison.md` and `comparison.json` into `folder`."""
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    lines = [*markdown_table(HEADER, comparison_rows(rows)), "", CAPTION, ""]
+    replace_text(target / "comparison.md", "\n".join(lines))
+    text = json.dumps([asdict(row) for row in rows], indent=2)
+    replace_text(target / "comparison.json", f"{text}\n")
+
+
+def _label(report: CompressionReport, name: str) -> str:
+    if name == "baseline" or (name == report.original.name and len(report.models) > 1):
+        return name
+    return f"{name} ({report.run['method']})"
+
+
+def _row(key: tuple[str, str, int], reports: list[CompressionReport]) -> ComparisonRow:
+    task, label, num_layers = key
+    name = label.partition(" (")[0]
+    runs = {(r.run["seed"], r[name].score): r for r in reports}
+    kept = [r.retention(name) for r in runs.values() if r.original.name != name]
+    first = next(iter(runs.values()))
+    return ComparisonRow(
+        task=task,
+        model=label,
+        num_layers=num_layers,
+        seeds=tuple(seed for seed, _ in runs),
+        scores=tuple(score for _, score in runs),
+        retention=tuple(k for k in kept if k is not None) or None,
+        flops_ratio=first.ratios(name)["flops"],
+        speedups=_mean_speedups([r.ratios(name) for r in runs.values()]),
+    )
+
+
+def _mean_speedups(ratios: list[dict[str, float]]) -> dict[str, float]:
+    prefix = "latency_batch_"
+    sizes = [key for key in ratios[0] if key.startswith(prefix)]
+    return {
+        key.removeprefix(prefix): float(np.mean([r[key] for r in ratios if key in r]))
+        for key in sizes
+    }
+
+
+def _spread(values: Sequence[Any]) -> str:
+    mean = f"{np.mean(values):.1f}"
+    return f"{mean} ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else mean

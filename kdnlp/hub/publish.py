@@ -1,0 +1,57 @@
+"""After training: the report and the card beside the model, and all of it to the Hub if asked."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from kdnlp.data.task import Task
+from kdnlp.evaluation.report import CompressionReport, Metrics
+from kdnlp.evaluation.run import describe_run
+from kdnlp.hub.card import build_card
+from kdnlp.trainers.base import CompressionTrainer
+
+
+def publish_results(
+    trainer: CompressionTrainer,
+    models: Mapping[str, PreTrainedModel],
+    metrics: Mapping[str, Metrics],
+    task: Task,
+    base_model: str,
+    sequence_length: int | None = None,
+    max_seconds: float | None = 60.0,
+    **run: Any,
+) -> CompressionReport | None:
+    """Write the report and the card into the run's folder; push it where the arguments say so.
+
+    Every process must call this; one of them measures and writes.
+
+    Args:
+        trainer: has trained and saved its model.
+        models: what the report compares by name, the original first, the trained one among them.
+        metrics: what each scored; see `kdnlp.evaluation.evaluate.evaluate_model`.
+        task: what they were trained for.
+        base_model: Hub id or folder of the model that the trained one came from.
+        sequence_length: tokens per example of latency and FLOPs; `None` is the task's length.
+        max_seconds: what measuring the latencies may take, roughly.
+        **run: further plain values for the report, such as the `command`.
+
+    Returns:
+        The report, on the main process; `None` on the others.
+    """
+    args, report = trainer.args, None
+    if trainer.is_world_process_zero():
+        name = next(name for name, model in models.items() if model is trainer.student)
+        facts = describe_run(trainer, task, base_model=base_model, **run)
+        report = CompressionReport.measure(
+            models, metrics, task, sequence_length, max_seconds=max_seconds, run=facts
+        )
+        report.save(str(args.output_dir))
+        repo_id = args.hub_model_id or Path(str(args.output_dir)).resolve().name
+        trainer.model_card = str(build_card(report, name, repo_id))
+    trainer.accelerator.wait_for_everyone()
+    trainer.create_model_card()
+    if args.push_to_hub:
+        trainer.push_to_hub()
+    return report

@@ -1,0 +1,82 @@
+"""Compress a fine-tuned GLUE model by distillation, and account for it.
+
+python recipes/glue_distill.py --config recipes/configs/mrpc.yaml \
+    --teacher out/mrpc --num_layers 6 --output_dir out/mrpc-distilled
+"""
+
+import copy
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers import DataCollatorWithPadding, set_seed
+
+from kdnlp import (
+    GLUE_TASKS,
+    CompressionReport,
+    CompressionTrainer,
+    DistillationTrainer,
+    DistillationTrainingArguments,
+    LogitsLoss,
+    build_compute_metrics,
+    build_student,
+    evaluate_model,
+    load_finetuned,
+    load_glue,
+    parse_arguments,
+    publish_results,
+)
+
+
+@dataclass(kw_only=True)
+class Script:
+    teacher: str = field(metadata={"help": "Folder or Hub id of a model fine-tuned on --task."})
+    task: str = field(metadata={"help": "A GLUE task.", "choices": list(GLUE_TASKS)})
+    data_dir: str | None = field(default=None, metadata={"help": "GLUE folder; default the Hub."})
+    num_layers: int = field(default=6, metadata={"help": "Blocks of the student."})
+    init_layers: str = field(default="first", metadata={"help": "first, last or spaced."})
+    max_length: int | None = field(default=None, metadata={"help": "Most tokens an example has."})
+
+
+def main(argv: list[str] | None = None) -> CompressionReport | None:
+    script, args = parse_arguments((Script, DistillationTrainingArguments), argv, "distill")
+    set_seed(args.seed)
+
+    # The teacher is a model that was fine-tuned on this task; anything else is refused here.
+    task = GLUE_TASKS[script.task]
+    teacher, tokenizer = load_finetuned(script.teacher, task)
+    data = load_glue(script.task, tokenizer, script.data_dir, script.max_length)
+
+    # The student: the teacher with fewer blocks. Any model with its vocabulary would do.
+    student = build_student(teacher, script.num_layers, script.init_layers)
+    initial = copy.deepcopy(student)
+
+    common = {
+        "train_dataset": data["train"],
+        "eval_dataset": data[task.eval_splits[0]],
+        "processing_class": tokenizer,
+        "data_collator": DataCollatorWithPadding(tokenizer),
+        "compute_metrics": build_compute_metrics(task),
+    }
+    # Every loss has a name; --loss_weights weighs them, the loss on the labels is called task.
+    losses = {"logits": LogitsLoss()}
+    trainer = DistillationTrainer(student, teacher, args, losses, **common)
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.save_model()
+
+    # The same initial model, fine-tuned plainly with the same budget: what the teacher must beat.
+    baseline_args = args.for_baseline(str(Path(args.output_dir, "_baseline")))
+    baseline = CompressionTrainer(initial, baseline_args, **common)
+    baseline.train()
+
+    models = {"teacher": teacher, "student": trainer.student, "baseline": baseline.student}
+    metrics = {
+        name: evaluate_model(model, args, data, task, tokenizer) for name, model in models.items()
+    }
+    report = publish_results(trainer, models, metrics, task, script.teacher, script.max_length)
+    if report is not None:  # on the main process
+        print(Path(args.output_dir, "report.md").read_text(encoding="utf-8"))
+    return report
+
+
+if __name__ == "__main__":
+    main()
