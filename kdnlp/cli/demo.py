@@ -97,7 +97,11 @@ def main(command: str, argv: Sequence[str]) -> None:
     successor = build_student(predecessor, options.num_layers)
     student, initial = copy.deepcopy(successor), copy.deepcopy(successor)
     console.rule(f"2/4  BERT-of-Theseus: {options.num_layers} blocks replace 4")
-    theseus_args = TheseusTrainingArguments(**settings("theseus", COMPRESSION_BUDGET))
+    theseus_args = TheseusTrainingArguments(
+        **settings("theseus", COMPRESSION_BUDGET),
+        initial_replacing_rate=0.5,
+        unfreeze_after_replacement=True,
+    )
     theseus = TheseusTrainer(successor, predecessor, theseus_args, **inputs)
     _train(theseus)
     console.rule("3/4  distillation: the same initial model learns the predecessor's answers")

@@ -5,7 +5,7 @@ for trying methods and settings out in minutes; they say nothing about quality o
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
@@ -20,7 +20,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class TrainingBudget:
-    """What the predecessor's from-scratch training on `synthetic_sentiment` costs.
+    """What one training on `synthetic_sentiment` costs.
 
     Attributes:
         num_train: rows of the train split.
@@ -56,6 +56,9 @@ DEMO_BUDGET = TrainingBudget(
 
 The slow test of this file's name keeps that true.
 """
+
+COMPRESSION_BUDGET = replace(DEMO_BUDGET, num_epochs=1.0)
+"""For a smaller model that starts from the predecessor's blocks."""
 
 SYNTHETIC_TASKS: dict[str, Task] = {
     "synthetic_sentiment": Task(

@@ -11,11 +11,11 @@ _COSTS: tuple[tuple[str, str, Callable[[ModelAccount], str]], ...] = (
     ("parameters", "parameters", lambda model: _count(model.parameters)),
     (
         "parameters_without_embeddings",
-        "parameters without embeddings",
+        "outside embeddings",
         lambda model: _count(model.parameters_without_embeddings),
     ),
-    ("size_mb", "weights on disk, MB", lambda model: f"{model.size_mb:.1f}"),
-    ("flops", "GFLOPs per example", lambda model: f"{model.flops / 1e9:.3g}"),
+    ("size_mb", "on disk, MB", lambda model: f"{model.size_mb:.1f}"),
+    ("flops", "GFLOPs / example", lambda model: f"{model.flops / 1e9:.3g}"),
 )
 
 
@@ -41,7 +41,7 @@ def report_rows(report: CompressionReport) -> list[tuple[str, ...]]:
         size = latency.batch_size
         rows.append(
             (
-                f"latency p50 / p95, batch {size}, ms",
+                f"batch {size}: p50 / p95, ms",
                 *cells(f"latency_batch_{size}", lambda m, at=position: _latency(m, at)),  # type: ignore[misc]
             )
         )
@@ -124,7 +124,7 @@ def plot_report(report: CompressionReport, path: str | os.PathLike[str]) -> None
 
 
 def _quality_rows(report: CompressionReport) -> list[tuple[str, ...]]:
-    rows = [("transformer blocks", *(str(model.num_layers) for model in report.models))]
+    rows = [("blocks", *(str(model.num_layers) for model in report.models))]
     for split, values in report.original.metrics.items():
         suffix = f" ({split})" if len(report.original.metrics) > 1 else ""
         shown = [name for name in report.metric_names if name in values]

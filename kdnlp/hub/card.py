@@ -15,6 +15,7 @@ TEMPLATE = Path(__file__).with_name("card_template.md")
 _METHODS = {
     "theseus": "BERT-of-Theseus module replacement",
     "distillation": "knowledge distillation",
+    "fine-tuning": "fine-tuning a shallower model",
 }
 
 

@@ -47,7 +47,7 @@ def test_softmax_kl_points_the_right_way_and_averages_items_only(shape, temperat
     student, teacher = random_logits(shape)
     expected = reference_kl(student, teacher, temperature)
     assert soft_target_kl(student, teacher, temperature).item() == pytest.approx(expected, rel=1e-9)
-    assert reference_kl(teacher, student, temperature) != pytest.approx(expected, rel=1e-2)
+    assert reference_kl(teacher, student, temperature) != pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
@@ -282,8 +282,9 @@ def test_the_form_taken_for_one_batch_does_not_stick_to_the_next():
 
 def test_regression_is_not_rescaled_by_the_temperature():
     student, teacher = random_logits((4, 1))
-    values = {loss_of(LogitsLoss(fixed), student, teacher, None, 7.0) for fixed in (None, 1.0, 9.0)}
-    assert values == {pytest.approx(CONFIGURED["regression"](student, teacher))}
+    for fixed, run in [(None, 1.0), (None, 7.0), (9.0, 1.0)]:
+        value = loss_of(LogitsLoss(fixed), student, teacher, None, run)
+        assert value == pytest.approx(CONFIGURED["regression"](student, teacher))
 
 
 @pytest.mark.parametrize("form", ["single_label_classification", "multi_label_classification"])

@@ -1,0 +1,76 @@
+"""Runs that are merged keep their meaning: nothing counted twice, nothing mixed up."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from test_report import account, small_report
+
+from kdnlp.evaluation.comparison import compare, comparison_rows, save_comparison
+
+
+def run(method, seed, scores, layers=2):
+    names = {"theseus": ("predecessor", "successor"), "distillation": ("teacher", "student")}
+    models = [account(names[method][0], scores[0], 10.0)]
+    models.append(account(names[method][1], scores[1], 5.0, 50, layers))
+    models += [account("baseline", score, 4.0, 50, layers) for score in scores[2:]]
+    return small_report(models=tuple(models), run={"method": method, "seed": seed})
+
+
+RUNS = [
+    run("theseus", 1, (0.8, 0.76, 0.70)),
+    run("theseus", 2, (0.9, 0.81, 0.75)),
+    run("distillation", 1, (0.8, 0.72)),
+]
+
+
+def test_means_and_spreads_are_those_of_numpy():
+    rows = {row.model: row for row in compare(RUNS)}
+    successor = rows["successor (theseus)"]
+    assert successor.scores == (0.76, 0.81)
+    assert successor.retention == pytest.approx((95.0, 90.0))
+    cells = dict(zip(rows, comparison_rows(list(rows.values())), strict=True))
+    mean, deviation = np.mean([76, 81]), np.std([76, 81], ddof=1)
+    assert cells["successor (theseus)"][3] == f"{mean:.1f} ± {deviation:.1f}"
+    assert cells["successor (theseus)"][4] == "92.5 ± 3.5"
+    assert cells["student (distillation)"][3] == "72.0"
+
+
+def test_methods_and_depths_are_kept_apart():
+    rows = compare([*RUNS, run("theseus", 1, (0.8, 0.5), layers=1)])
+    assert [(row.model, row.num_layers, len(row.scores)) for row in rows] == [
+        ("predecessor", 4, 2),
+        ("successor (theseus)", 2, 2),
+        ("baseline", 2, 2),
+        ("teacher", 4, 1),
+        ("student (distillation)", 2, 1),
+        ("successor (theseus)", 1, 1),
+    ]
+
+
+def test_the_same_model_in_two_reports_counts_once():
+    rows = {row.model: row for row in compare([RUNS[0], replace(RUNS[0])])}
+    assert rows["predecessor"].scores == (0.8,)
+    assert rows["baseline"].seeds == (1,)
+
+
+def test_tasks_are_kept_apart():
+    rows = compare([RUNS[0], replace(RUNS[0], task="other")])
+    assert [row.task for row in rows] == ["t"] * 3 + ["other"] * 3
+
+
+def test_speedups_are_the_mean_of_the_runs_own_ratios():
+    row = next(row for row in compare(RUNS) if row.model == "baseline")
+    assert row.speedups == {"1": pytest.approx(2.5), "32": pytest.approx(2.5)}
+    assert row.flops_ratio == 2.0
+
+
+def test_the_files_hold_the_printed_numbers(tmp_path):
+    rows = compare(RUNS)
+    save_comparison(rows, tmp_path)
+    text = (tmp_path / "comparison.md").read_text()
+    for cells in comparison_rows(rows):
+        assert f"| {' | '.join(cells)} |" in text
+    saved = json.loads((tmp_path / "comparison.json").read_text())
+    assert saved[0]["scores"] == [0.8, 0.9]

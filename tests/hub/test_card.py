@@ -1,0 +1,102 @@
+"""The card tells what the report says, validates, and gives nothing away."""
+
+import pytest
+from huggingface_hub import ModelCard
+from settings import TRAINER_ROWS, build_trainer, tiny_model
+
+from kdnlp.data.glue import GLUE_TASKS
+from kdnlp.data.task import Task
+from kdnlp.evaluation.report import CompressionReport
+from kdnlp.hub.card import build_card
+from kdnlp.hub.publish import publish_results
+
+TASK = Task("own", ("text",), ("no", "yes"), ("accuracy",), max_length=8)
+
+
+def scores(value, metrics=("accuracy",)):
+    return {"validation": {**dict.fromkeys(metrics, value), "score": value, "loss": 0.4}}
+
+
+def publish(row, folder, task=TASK, base_model="org/base", **overrides):
+    partner = tiny_model("bert", 4)
+    trainer = build_trainer(TRAINER_ROWS[row], folder, partner, max_steps=2, **overrides)
+    trainer.train()
+    trainer.save_model()
+    models = {"predecessor": partner, "successor": trainer.student}
+    metrics = {
+        "predecessor": scores(0.8, task.metrics),
+        "successor": scores(0.76, task.metrics),
+    }
+    report = publish_results(trainer, models, metrics, task, base_model, max_seconds=0.1)
+    return trainer, report, ModelCard.load(folder / "README.md")
+
+
+def test_the_card_beside_the_model_has_metadata_that_the_hub_accepts(tmp_path):
+    folder = tmp_path / "small-mrpc"
+    _, report, card = publish("theseus", folder, GLUE_TASKS["mrpc"])
+    assert CompressionReport.load(folder) == report
+    data = card.data
+    assert (data.base_model, data.library_name) == ("org/base", "transformers")
+    assert data.pipeline_tag == "text-classification"
+    assert data.tags == ["kdnlp", "theseus"]
+    assert data.datasets == ["nyu-mll/glue"]
+    assert [(r.metric_type, r.metric_value) for r in data.eval_results] == [
+        ("f1", 0.76),
+        ("accuracy", 0.76),
+    ]
+    assert data.eval_results[0].dataset_config == "mrpc"
+    for part in ("from 4 to 2", "95.0%", "xu2020bert", "replacing_fraction", "2.00x fewer FLOPs"):
+        assert part in card.text
+
+
+def test_the_losses_and_their_citations_are_named(tmp_path):
+    _, _, card = publish("theseus-logits", tmp_path)
+    assert "loss `logits`" in card.text
+    assert "hinton2015distilling" in card.text
+    assert card.text.count("@inproceedings{xu2020bert") == 1
+
+
+def test_a_local_folder_is_not_named_as_a_place_on_the_hub(tmp_path):
+    secret = tmp_path / "home" / "jane" / "my-predecessor"
+    secret.mkdir(parents=True)
+    _, _, card = publish("distillation", tmp_path / "out", base_model=str(secret))
+    assert card.data.base_model is None
+    assert "`my-predecessor`" in card.text
+    assert "jane" not in card.content
+    assert str(tmp_path) not in card.content
+
+
+def test_a_checkpoint_chosen_on_the_measured_split_is_confessed(tmp_path):
+    chosen = {
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "load_best_model_at_end": True,
+    }
+    _, report, card = publish("distillation", tmp_path, **chosen)
+    assert report.run["selected_on"] == "loss"
+    assert "chosen by loss on the same split, which flatters it" in card.text
+
+
+def test_without_a_report_the_stock_card_carries_our_tags(tmp_path):
+    trainer = build_trainer(TRAINER_ROWS["theseus"], tmp_path)
+    trainer.create_model_card()
+    assert {"kdnlp", "theseus"} <= set(ModelCard.load(tmp_path / "README.md").data.tags)
+
+
+def test_the_card_of_the_original_claims_no_compression(tmp_path):
+    _, report, _ = publish("theseus", tmp_path)
+    text = build_card(report, "predecessor", "me/predecessor").text
+    assert "compressed by" not in text
+    assert 'from_pretrained("me/predecessor")' in text
+
+
+@pytest.mark.parametrize("row", ["theseus", "distillation", "finetuning"])
+def test_what_describes_the_run_holds_no_folder_and_no_token(row, tmp_path):
+    _, report, _ = publish(row, tmp_path, hub_token="hf_secret")
+    text = str(report.to_dict())
+    assert "hf_secret" not in text
+    assert str(tmp_path) not in text
+    assert report.run["optimizer_steps"] == 2
+    assert report.run["seed"] == 3
