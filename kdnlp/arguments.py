@@ -1,10 +1,12 @@
 """Training arguments: flat, serialisable, checked before anything is loaded or trained."""
 
 import json
+import os
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
 from transformers import TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
 
 from kdnlp.schedules import SCHEDULES, build_schedule
 
@@ -36,11 +38,31 @@ class CompressionTrainingArguments(TrainingArguments):
         """
 
     def for_baseline(self, output_dir: str) -> "CompressionTrainingArguments":
-        """The same budget for plain fine-tuning into another folder, never pushed to the Hub."""
+        """The same budget for plain fine-tuning into another folder, never pushed to the Hub.
+
+        Args:
+            output_dir: a folder below this run's. What is in it is overwritten, since this run's
+                own folder is the one that is guarded.
+        """
         names = [f.name for f in fields(CompressionTrainingArguments) if f.init]
         values = {name: getattr(self, name) for name in names}
-        own = {"output_dir": output_dir, "push_to_hub": False, "hub_model_id": None}
-        return CompressionTrainingArguments(**{**values, **own})
+        own = {"output_dir": output_dir, "overwrite_output_dir": True}
+        never_pushed = {"push_to_hub": False, "hub_model_id": None}
+        return CompressionTrainingArguments(**{**values, **own, **never_pushed})
+
+    def checkpoint_to_resume(self) -> str | None:
+        """The checkpoint that `resume_from_checkpoint` asks for, for `train()`.
+
+        `"last"` and `"true"` ask for the newest one in `output_dir`, and for a start from the
+        beginning where there is none: a run that was killed before its first checkpoint.
+        """
+        wish = self.resume_from_checkpoint
+        if wish is None or str(wish).lower() == "false":
+            return None
+        if str(wish).lower() not in ("true", "last"):
+            return str(wish)
+        folder = str(self.output_dir)
+        return get_last_checkpoint(folder) if os.path.isdir(folder) else None
 
 
 @dataclass

@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> CompressionReport | None:
     # Every loss has a name; --loss_weights weighs them, the loss on the labels is called task.
     losses = {"logits": LogitsLoss()}
     trainer = DistillationTrainer(student, teacher, args, losses, **common)
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.train(resume_from_checkpoint=args.checkpoint_to_resume())
     trainer.save_model()
 
     # The same initial model, fine-tuned plainly with the same budget: what the teacher must beat.

@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> CompressionReport | None:
         data_collator=DataCollatorWithPadding(tokenizer),
         compute_metrics=build_compute_metrics(task),
     )
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.train(resume_from_checkpoint=args.checkpoint_to_resume())
     trainer.save_model()
 
     metrics = {"model": evaluate_model(trainer.student, args, data, task, tokenizer)}

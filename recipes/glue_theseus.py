@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> CompressionReport | None:
         "compute_metrics": build_compute_metrics(task),
     }
     trainer = TheseusTrainer(successor, predecessor, args, **common)
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.train(resume_from_checkpoint=args.checkpoint_to_resume())
     trainer.save_model()  # a plain transformers model; nothing of the predecessor is in it
 
     # The same initial model, fine-tuned plainly with the same budget: what Theseus must beat.

@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> CompressionReport | None:
     # 2. The successor, with the same budget again, and what plain fine-tuning would make of it.
     successor = build_student(predecessor, script.num_layers)
     trainer = TheseusTrainer(successor, predecessor, args, **common)
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.train(resume_from_checkpoint=args.checkpoint_to_resume())
     trainer.save_model()
     baseline_args = args.for_baseline(str(Path(args.output_dir, "_baseline")))
     baseline = CompressionTrainer(

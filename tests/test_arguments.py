@@ -175,9 +175,7 @@ def test_reentrant_checkpointing_would_train_no_first_block_and_is_refused(kwarg
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing:FutureWarning")
 def test_reentrant_checkpointing_is_refused_under_its_old_name_too(theseus):
     with pytest.raises(ValueError, match="non-reentrant gradient checkpointing"):
-        theseus(
-            gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": True}
-        )
+        theseus(gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": True})
 
 
 def test_other_checkpointing_and_compiled_blocks_are_allowed(theseus, distillation):
@@ -381,7 +379,41 @@ def test_a_baseline_has_the_same_budget_and_is_never_pushed(cls, tmp_path):
     assert type(baseline) is CompressionTrainingArguments
     ours, theirs = args.to_dict(), baseline.to_dict()
     differ = {name for name in theirs if theirs[name] != ours[name]}
-    assert differ == {"output_dir", "push_to_hub", "hub_model_id"}
+    assert differ - {"overwrite_output_dir"} == {"output_dir", "push_to_hub", "hub_model_id"}
     assert (baseline.push_to_hub, baseline.hub_model_id) == (False, None)
     assert baseline.output_dir == str(tmp_path / "baseline")
     assert (args.push_to_hub, args.output_dir) == (True, str(tmp_path))
+
+
+# Resuming.
+
+
+@pytest.fixture
+def killed_run(tmp_path):
+    for step in (2, 10, 9):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    return tmp_path
+
+
+@pytest.mark.parametrize("wish", ["last", "Last", "true", "True"])
+def test_the_newest_checkpoint_is_the_one_of_the_highest_step(wish, killed_run):
+    args = build(CompressionTrainingArguments, killed_run, resume_from_checkpoint=wish)
+    assert args.checkpoint_to_resume() == str(killed_run / "checkpoint-10")
+
+
+@pytest.mark.parametrize("folder", [".", "not there"])
+def test_a_run_killed_before_its_first_checkpoint_starts_from_the_beginning(folder, tmp_path):
+    args = build(CompressionTrainingArguments, tmp_path / folder, resume_from_checkpoint="last")
+    assert args.checkpoint_to_resume() is None
+
+
+@pytest.mark.parametrize("wish", [None, "false", "False"])
+def test_a_run_that_was_not_asked_to_resume_does_not(wish, killed_run):
+    args = build(CompressionTrainingArguments, killed_run, resume_from_checkpoint=wish)
+    assert args.checkpoint_to_resume() is None
+
+
+def test_a_named_checkpoint_is_taken_even_where_a_newer_one_lies(killed_run):
+    named = str(killed_run / "checkpoint-2")
+    args = build(CompressionTrainingArguments, killed_run, resume_from_checkpoint=named)
+    assert args.checkpoint_to_resume() == named

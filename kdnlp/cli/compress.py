@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from kdnlp.arguments import (
     CompressionTrainingArguments,
@@ -153,12 +152,11 @@ def finetune_baseline(
     initial: PreTrainedModel, args: CompressionTrainingArguments, inputs: dict[str, Any]
 ) -> PreTrainedModel:
     """Fine-tune the initial model with the run's budget, in a folder below the run's."""
-    folder = str(Path(str(args.output_dir), BASELINE_FOLDER))
-    own = args.for_baseline(folder)
-    resume = bool(args.resume_from_checkpoint) and Path(folder).is_dir()
-    own.overwrite_output_dir = True
+    own = args.for_baseline(str(Path(str(args.output_dir), BASELINE_FOLDER)))
+    resumed = args.resume_from_checkpoint is not None
+    own.resume_from_checkpoint = "last" if resumed else None
     trainer = CompressionTrainer(initial, own, **inputs)
     logger.info("Fine-tuning the baseline: the same initial model with the same budget.")
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if resume else None)
+    trainer.train(resume_from_checkpoint=own.checkpoint_to_resume())
     trainer.save_model()
     return trainer.student

@@ -9,7 +9,6 @@ from typing import Any
 from datasets import DatasetDict
 from rich.console import Console
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
-from transformers.trainer_utils import get_last_checkpoint
 
 from kdnlp.arguments import CompressionTrainingArguments
 from kdnlp.cli.options import DataOptions
@@ -34,15 +33,10 @@ def start(args: CompressionTrainingArguments) -> str | None:
     """
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("kdnlp").setLevel(args.get_process_log_level())
-    wish = args.resume_from_checkpoint
-    if wish is None or str(wish).lower() == "false":
-        if not args.overwrite_output_dir:
-            check_output_dir(str(args.output_dir))
-        return None
-    if str(wish).lower() in ("true", "last"):
-        # Killed before its first checkpoint, the same command starts again.
-        return get_last_checkpoint(str(args.output_dir))
-    return str(wish)
+    checkpoint = args.checkpoint_to_resume()
+    if checkpoint is None and not args.overwrite_output_dir:
+        check_output_dir(str(args.output_dir))
+    return checkpoint
 
 
 def load_task(options: DataOptions, seed: int) -> tuple[Task, DatasetDict]:

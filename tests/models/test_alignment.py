@@ -120,9 +120,7 @@ def test_another_vocabulary_is_refused():
     for teacher, student in ((40, 41), (41, 40)):
         message = f"the teacher has {teacher} token ids, the student {student}"
         with pytest.raises(ValueError, match=message):
-            check_vocabulary(
-                config(THREE, vocab_size=teacher), config(THREE, vocab_size=student)
-            )
+            check_vocabulary(config(THREE, vocab_size=teacher), config(THREE, vocab_size=student))
 
 
 COLUMNS = ["input_ids", "attention_mask", "token_type_ids", "labels", "sentence"]
