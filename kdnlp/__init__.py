@@ -24,6 +24,7 @@ _HOMES = {
     "build_student": "models.student",
     "load_finetuned": "models.pretrained",
     "load_for_finetuning": "models.pretrained",
+    "in_model_order": "models.pretrained",
     "attach": "models.theseus",
     "detach": "models.theseus",
     "LOSSES": "losses",
@@ -62,7 +63,7 @@ if TYPE_CHECKING:
     from kdnlp.hub.publish import publish_results
     from kdnlp.losses import LOSSES, DistillationLoss, LogitsLoss
     from kdnlp.models.layers import find_layers
-    from kdnlp.models.pretrained import load_finetuned, load_for_finetuning
+    from kdnlp.models.pretrained import in_model_order, load_finetuned, load_for_finetuning
     from kdnlp.models.student import build_student
     from kdnlp.models.theseus import attach, detach
     from kdnlp.schedules import SCHEDULES, build_schedule

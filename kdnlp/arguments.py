@@ -22,7 +22,14 @@ class CompressionTrainingArguments(TrainingArguments):
 
     overwrite_output_dir: bool = field(
         default=False,
-        metadata={"help": "Train into an output_dir that already holds another run's results."},
+        metadata={
+            "help": "Train into an output_dir that already holds another run; its checkpoints are "
+            "removed."
+        },
+    )
+    resume_from_checkpoint: str | None = field(
+        default=None,
+        metadata={"help": "A checkpoint's folder, or `last` for the newest one in output_dir."},
     )
 
     def __post_init__(self) -> None:
@@ -113,6 +120,15 @@ class DistillationTrainingArguments(CompressionTrainingArguments):
             _check_temperature("final_temperature", self.final_temperature)
         _check_schedule("temperature_schedule", self.temperature_schedule, ScheduleName)
         _check_schedule("loss_weights_schedule", self.loss_weights_schedule, ScheduleName)
+        for name in ("temperature", "loss_weights"):
+            if getattr(self, f"final_{name}") is not None and (
+                getattr(self, f"{name}_schedule") == "constant"
+            ):
+                raise ValueError(
+                    f"{name}_schedule=constant never reaches final_{name}, got "
+                    f"{getattr(self, f'final_{name}')}. It would be ignored; choose another "
+                    f"schedule, or leave final_{name} out."
+                )
         if self.final_loss_weights is not None and self.loss_weights is None:
             raise ValueError(
                 "final_loss_weights needs loss_weights as the values to start from, got none. "
@@ -174,7 +190,10 @@ class TheseusTrainingArguments(DistillationTrainingArguments):
     )
     initial_replacing_rate: float = field(
         default=0.3,
-        metadata={"help": "Replacing rate at step 0, in [0, 1]; the paper's b is 0.1 or 0.3."},
+        metadata={
+            "help": "The schedule's start b, in [0, 1]; the paper's is 0.1 or 0.3. The schedule "
+            "`anti` starts at 1 - b."
+        },
     )
     replacing_fraction: float = field(
         default=0.6,
@@ -214,8 +233,12 @@ class TheseusTrainingArguments(DistillationTrainingArguments):
     def __post_init__(self) -> None:
         """Check the arguments, and the checkpointing mode once transformers has resolved it."""
         super().__post_init__()
-        kwargs = self.gradient_checkpointing_kwargs
-        if isinstance(kwargs, dict) and kwargs.get("use_reentrant"):
+        self._check_checkpointing()
+
+    def _check_checkpointing(self) -> None:
+        given = ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs")
+        kwargs = [getattr(self, name, None) for name in given]
+        if any(isinstance(k, dict) and k.get("use_reentrant") for k in kwargs):
             raise ValueError(
                 "Theseus needs non-reentrant gradient checkpointing, got use_reentrant=True. The "
                 "embeddings are frozen, so the first checkpointed block's input has no gradient "
@@ -238,6 +261,7 @@ class TheseusTrainingArguments(DistillationTrainingArguments):
                 "torch_compile=True compiles the whole model, and every sampled path would be a "
                 "new graph until the recompile limit stops it. Use compile_blocks=True instead."
             )
+        self._check_checkpointing()
         self._check_rate()
 
     def replacing_rate_at(self, progress: float) -> float:
@@ -259,12 +283,14 @@ class TheseusTrainingArguments(DistillationTrainingArguments):
                 f"replacing_fraction must lie in (0, 1], got {fraction}. It is the share of the "
                 "run until every slot is replaced; the default is 0.6."
             )
-        if rate == 0.0 and self.replacing_schedule == "constant":
+        if (self.replacing_schedule, rate) in (("constant", 0.0), ("anti", 1.0)):
             raise ValueError(
-                "A constant replacing rate of 0 never uses a successor block, so nothing trains "
-                "until the ramp ends. Use a rate from 0.5 to 0.9."
+                f"{self.replacing_schedule} with initial_replacing_rate={rate:g} is a rate of 0, got "
+                "it for the whole ramp: it never uses a successor block, so nothing trains "
+                "until the ramp ends. Use a constant rate from 0.5 to 0.9, or anti from 0.1 or 0.3."
             )
-        if fraction == 1.0 and rate < 1.0 and not self.allow_incomplete_replacement:
+        complete = self.replacing_rate_at(1.0) == 1.0 and (fraction < 1.0 or rate == 1.0)
+        if not complete and not self.allow_incomplete_replacement:
             raise ValueError(
                 "replacing_fraction=1 never reaches a replacing rate of 1 before the run ends, so "
                 "the successor is never trained as it will be deployed. Use a smaller fraction, "
@@ -309,10 +335,10 @@ def parse_slot_sizes(value: Any) -> list[int] | None:
     """
     if value is None:
         return None
-    entries = value.strip("[] ").split(",") if isinstance(value, str) else list(value)
     try:
+        entries = value.strip("[] ").split(",") if isinstance(value, str) else list(value)
         sizes = [int(str(entry).strip()) for entry in entries]
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise ValueError(f"slot_sizes must read like 1,1,2,2, got {value!r}.") from error
     if not sizes or min(sizes) < 1:
         raise ValueError(
@@ -327,7 +353,10 @@ def _as_dict(value: dict[str, float] | str) -> dict[str, Any]:
         return value
     if value.lstrip().startswith("{"):
         return json.loads(value)
-    return dict(item.strip().split("=") for item in value.split(","))
+    pairs = [[part.strip() for part in item.split("=")] for item in value.split(",")]
+    if len({pair[0] for pair in pairs}) < len(pairs):
+        raise ValueError("a name occurs twice")
+    return dict(pairs)  # type: ignore[arg-type]
 
 
 def _check_temperature(argument: str, value: float) -> None:

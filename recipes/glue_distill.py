@@ -5,7 +5,7 @@ python recipes/glue_distill.py --config recipes/configs/mrpc.yaml \
 """
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from transformers import DataCollatorWithPadding, set_seed
@@ -20,6 +20,7 @@ from kdnlp import (
     build_compute_metrics,
     build_student,
     evaluate_model,
+    in_model_order,
     load_finetuned,
     load_glue,
     parse_arguments,
@@ -44,7 +45,9 @@ def main(argv: list[str] | None = None) -> CompressionReport | None:
     # The teacher is a model that was fine-tuned on this task; anything else is refused here.
     task = GLUE_TASKS[script.task]
     teacher, tokenizer = load_finetuned(script.teacher, task)
-    data = load_glue(script.task, tokenizer, script.data_dir, script.max_length)
+    task = in_model_order(task, teacher.config)  # it may number the labels in its own way
+    task = replace(task, max_length=script.max_length or task.max_length)
+    data = load_glue(task, tokenizer, script.data_dir)
 
     # The student: the teacher with fewer blocks. Any model with its vocabulary would do.
     student = build_student(teacher, script.num_layers, script.init_layers)
@@ -72,7 +75,7 @@ def main(argv: list[str] | None = None) -> CompressionReport | None:
     metrics = {
         name: evaluate_model(model, args, data, task, tokenizer) for name, model in models.items()
     }
-    report = publish_results(trainer, models, metrics, task, script.teacher, script.max_length)
+    report = publish_results(trainer, models, metrics, task, script.teacher)
     if report is not None:  # on the main process
         print(Path(args.output_dir, "report.md").read_text(encoding="utf-8"))
     return report

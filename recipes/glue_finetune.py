@@ -4,7 +4,7 @@ python recipes/glue_finetune.py --config recipes/configs/mrpc.yaml \
     --model google-bert/bert-base-uncased --output_dir out/mrpc
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from transformers import DataCollatorWithPadding, set_seed
@@ -36,8 +36,9 @@ def main(argv: list[str] | None = None) -> CompressionReport | None:
     set_seed(args.seed)  # before the model is built: its head starts at random
 
     task = GLUE_TASKS[script.task]
+    task = replace(task, max_length=script.max_length or task.max_length)
     model, tokenizer = load_for_finetuning(script.model, task)
-    data = load_glue(script.task, tokenizer, script.data_dir, script.max_length)
+    data = load_glue(task, tokenizer, script.data_dir)
 
     trainer = CompressionTrainer(
         model,
@@ -53,7 +54,7 @@ def main(argv: list[str] | None = None) -> CompressionReport | None:
 
     metrics = {"model": evaluate_model(trainer.student, args, data, task, tokenizer)}
     models = {"model": trainer.student}
-    report = publish_results(trainer, models, metrics, task, script.model, script.max_length)
+    report = publish_results(trainer, models, metrics, task, script.model)
     if report is not None:  # on the main process
         print(Path(args.output_dir, "report.md").read_text(encoding="utf-8"))
     return report

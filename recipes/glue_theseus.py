@@ -5,7 +5,7 @@ python recipes/glue_theseus.py --config recipes/configs/mrpc.yaml \
 """
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from transformers import DataCollatorWithPadding, set_seed
@@ -19,6 +19,7 @@ from kdnlp import (
     build_compute_metrics,
     build_student,
     evaluate_model,
+    in_model_order,
     load_finetuned,
     load_glue,
     parse_arguments,
@@ -43,7 +44,9 @@ def main(argv: list[str] | None = None) -> CompressionReport | None:
     # The predecessor is a model that was fine-tuned on this task; anything else is refused here.
     task = GLUE_TASKS[script.task]
     predecessor, tokenizer = load_finetuned(script.predecessor, task)
-    data = load_glue(script.task, tokenizer, script.data_dir, script.max_length)
+    task = in_model_order(task, predecessor.config)  # it may number the labels in its own way
+    task = replace(task, max_length=script.max_length or task.max_length)
+    data = load_glue(task, tokenizer, script.data_dir)
 
     # The successor: the same model with fewer blocks, copied from the predecessor's.
     successor = build_student(predecessor, script.num_layers, script.init_layers)
@@ -73,7 +76,7 @@ def main(argv: list[str] | None = None) -> CompressionReport | None:
     metrics = {
         name: evaluate_model(model, args, data, task, tokenizer) for name, model in models.items()
     }
-    report = publish_results(trainer, models, metrics, task, script.predecessor, script.max_length)
+    report = publish_results(trainer, models, metrics, task, script.predecessor)
     if report is not None:  # on the main process
         print(Path(args.output_dir, "report.md").read_text(encoding="utf-8"))
     return report

@@ -1,7 +1,7 @@
 """From your own table to a small model: fine-tune, compress by Theseus, account for it.
 
 python recipes/own_dataset.py --model google-bert/bert-base-uncased --train_file reviews.csv \
-    --text_columns text --label_column stars --num_layers 6 --output_dir out/reviews
+    --text_columns text --label_column sentiment --num_layers 6 --output_dir out/reviews
 """
 
 from dataclasses import dataclass, field, replace
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> CompressionReport | None:
 
     # A table says by itself what its task is: class names or ids, or a number to predict. For a
     # task that no table holds, build a kdnlp.Task and any DatasetDict with its columns.
-    rows = read_tables(script.train_file, script.validation_file, seed=args.seed)
+    rows = read_tables(script.train_file, script.validation_file)
     task = infer_task(rows, script.text_columns, script.label_column)
     task = replace(task, name=Path(script.train_file).stem, max_length=script.max_length)
     predecessor, tokenizer = load_for_finetuning(script.model, task)

@@ -26,8 +26,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         description="Compress a fine-tuned transformer, and account for what it cost and gained.",
         epilog="commands:\n"
         + "\n".join(f"  {name:<10}{help_}" for name, (_, help_) in COMMANDS.items())
-        + "\n\n`kdnlp COMMAND --help` explains a command. Several processes or GPUs:\n"
-        "  accelerate launch --num_processes 2 -m kdnlp COMMAND ...",
+        + "\n\n`kdnlp COMMAND --help` explains a command. Several GPUs, one process each:\n"
+        "  accelerate launch --multi_gpu --num_processes 2 -m kdnlp COMMAND ...",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"kdnlp {kdnlp.__version__}")

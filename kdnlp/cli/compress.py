@@ -7,7 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, set_seed
+from transformers import (
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
 
 from kdnlp.arguments import (
     CompressionTrainingArguments,
@@ -22,8 +27,9 @@ from kdnlp.evaluation.evaluate import evaluate_model
 from kdnlp.hub.publish import publish_results
 from kdnlp.losses import LOSSES, DistillationLoss
 from kdnlp.models.layers import find_layers
-from kdnlp.models.pretrained import head_config, in_model_order, load_finetuned
+from kdnlp.models.pretrained import in_model_order, load_finetuned, load_for_finetuning
 from kdnlp.models.student import InitLayers, build_student
+from kdnlp.profiling.forward import max_positions
 from kdnlp.trainers.base import CompressionTrainer
 from kdnlp.trainers.distillation import DistillationTrainer
 from kdnlp.trainers.theseus import TheseusTrainer
@@ -59,16 +65,17 @@ def main(command: str, argv: Sequence[str]) -> None:
         description=_DESCRIPTIONS[command] + _OUTPUT,
     )
     checkpoint = start(args)
+    losses = resolve_losses(options.losses)
     set_seed(args.seed)
     task, rows = load_task(data, args.seed)
     source = options.predecessor if command == "theseus" else options.teacher
     original, tokenizer = load_finetuned(source, task, revision=options.revision)
     task = in_model_order(task, original.config)
+    check_report_length(options.report_length, tokenizer, original)
     splits, inputs = trainer_inputs(rows, task, tokenizer, data, args)
-    smaller = build_smaller(options, original, task)
+    smaller = build_smaller(options, original, task, tokenizer)
     initial = copy.deepcopy(smaller) if options.baseline else None
     trainer_class = TheseusTrainer if command == "theseus" else DistillationTrainer
-    losses = resolve_losses(options.losses)
     trainer: CompressionTrainer = trainer_class(smaller, original, args, losses, **inputs)
 
     names = ("predecessor", "successor") if command == "theseus" else ("teacher", "student")
@@ -79,7 +86,7 @@ def main(command: str, argv: Sequence[str]) -> None:
     trainer.save_model()
     models[names[1]], metrics[names[1]] = trainer.student, evaluated(trainer.student)
     if initial is not None:
-        models["baseline"] = finetune_baseline(initial, args, inputs)
+        models["baseline"] = finetune_baseline(initial, args, inputs, checkpoint is not None)
         metrics["baseline"] = evaluated(models["baseline"])
     report = publish_results(
         trainer,
@@ -95,23 +102,47 @@ def main(command: str, argv: Sequence[str]) -> None:
 
 
 def build_smaller(
-    options: CompressionOptions, original: PreTrainedModel, task: Task
+    options: CompressionOptions,
+    original: PreTrainedModel,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> PreTrainedModel:
     """The student or successor before training: the original's blocks, or a model of its own."""
     student = getattr(options, "student", None)
     if student is not None:
-        if options.num_layers is not None:
-            raise ValueError(
-                f"Expected --student or --num_layers, got both: {student} has its own number of "
-                "blocks. Leave one out."
-            )
-        return AutoModelForSequenceClassification.from_pretrained(student, **head_config(task))
+        check_same_tokens(tokenizer, AutoTokenizer.from_pretrained(student), student)
+        model, _ = load_for_finetuning(student, task)
+        return model
     blocks = len(find_layers(original).layers)
     num_layers = options.num_layers
     init_layers = parse_init_layers(options.init_layers)
     if num_layers is None and isinstance(init_layers, str):
         num_layers = max(1, blocks // 2)
     return build_student(original, num_layers, init_layers)
+
+
+def check_same_tokens(
+    teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase, name: str
+) -> None:
+    """Raise `ValueError` if the two tokenizers number their tokens differently."""
+    if teacher.get_vocab() != student.get_vocab():
+        raise ValueError(
+            f"--student {name} must have the teacher's vocabulary, got another one. The same ids "
+            "would be other words to one of them. Choose a student of the teacher's family, or "
+            "leave --student out and cut the teacher's own blocks."
+        )
+
+
+def check_report_length(
+    length: int | None, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
+) -> None:
+    """Raise `ValueError`, before any training, if the report is to measure what cannot be read."""
+    most = min(tokenizer.model_max_length, max_positions(model) or tokenizer.model_max_length)
+    if length is not None and not 0 < length <= most:
+        raise ValueError(
+            f"--report_length must lie in 1..{most}, what tokenizer and model allow, got {length}. "
+            "The report after training would fail; choose such a length."
+        )
 
 
 def parse_init_layers(value: str) -> InitLayers:
@@ -149,11 +180,16 @@ def resolve_losses(names: str | None) -> dict[str, DistillationLoss] | None:
 
 
 def finetune_baseline(
-    initial: PreTrainedModel, args: CompressionTrainingArguments, inputs: dict[str, Any]
+    initial: PreTrainedModel,
+    args: CompressionTrainingArguments,
+    inputs: dict[str, Any],
+    resumed: bool,
 ) -> PreTrainedModel:
-    """Fine-tune the initial model with the run's budget, in a folder below the run's."""
+    """Fine-tune the initial model with the run's budget, in a folder below the run's.
+
+    It goes on from its own newest checkpoint if the run itself was resumed.
+    """
     own = args.for_baseline(str(Path(str(args.output_dir), BASELINE_FOLDER)))
-    resumed = args.resume_from_checkpoint is not None
     own.resume_from_checkpoint = "last" if resumed else None
     trainer = CompressionTrainer(initial, own, **inputs)
     logger.info("Fine-tuning the baseline: the same initial model with the same budget.")

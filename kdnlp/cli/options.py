@@ -121,3 +121,11 @@ class DistillOptions(CompressionOptions):
             "default: the teacher's own blocks, see --num_layers and --init_layers."
         },
     )
+
+    def __post_init__(self) -> None:
+        """Refuse two answers to one question."""
+        if self.student is not None and self.num_layers is not None:
+            raise ValueError(
+                f"Expected --student or --num_layers, got both: {self.student} has its own number "
+                "of blocks. Leave one out."
+            )

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import difflib
+import inspect
 import json
 import sys
 from collections.abc import Sequence
@@ -46,6 +47,9 @@ COMMON_TRAINING_FLAGS = (
     "hub_model_id",
 )
 """The flags of `TrainingArguments` that `--help` shows; `--help_all` shows the others too."""
+
+
+MOST_CHOICES_SHOWN = 6
 
 
 def parse_arguments(
@@ -109,20 +113,23 @@ class _Parser(HfArgumentParser):
 
     def _add_dataclass_arguments(self, dtype: Any) -> None:
         hints = get_type_hints(dtype)
+        left = {field.name: field for field in dataclasses.fields(dtype) if field.init}
         for owner in dtype.__mro__:
             if not dataclasses.is_dataclass(owner):
                 continue
             group = self.add_argument_group(_title(owner))
-            own = set(vars(owner).get("__annotations__", {}))
-            for field in dataclasses.fields(dtype):
-                if field.name in own and field.init:
-                    field.type = hints.pop(field.name, field.type)
-                    self._parse_dataclass_field(group, field)  # type: ignore[arg-type]
+            own = set(inspect.get_annotations(owner))
+            for name in [name for name in left if name in own]:
+                field = left.pop(name)
+                field.type = hints[name]
+                self._parse_dataclass_field(group, field)  # type: ignore[arg-type]
 
     def format_help(self) -> str:
         """The help without the flags that hardly anyone sets."""
         stock = {field.name for field in dataclasses.fields(TrainingArguments)}
         for action in self._actions:
+            if action.choices and len(list(action.choices)) > MOST_CHOICES_SHOWN:
+                action.metavar = "NAME"
             if action.option_strings[0].startswith("--no_"):
                 action.help, action.default = f"Turn --{action.dest} off.", None
             if action.dest in stock.difference(COMMON_TRAINING_FLAGS) and not self.show_all:
@@ -133,20 +140,30 @@ class _Parser(HfArgumentParser):
         """The flags that a configuration file stands for."""
         if not path.is_file():
             self.error(f"--config: no file {path}")
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            self.error(f"--config: {path} is not plain YAML: {error}")
         if not isinstance(content, dict):
             self.error(f"--config: {path} must map flags to values, got {type(content).__name__}")
         values = {k: v for k, v in content.items() if k not in SECTIONS}
-        values.update(content.get(section) or {} if section else {})
+        own = (content.get(section) if section else None) or {}
+        if not isinstance(own, dict):
+            self.error(f"--config: {section} in {path} must map flags to values, got {own!r}")
+        values.update(own)
+        if "config" in values:
+            self.error(f"--config: {path} names another file; put its keys here instead")
         return [part for name, value in values.items() for part in self._flag(str(name), value)]
 
     def _flag(self, name: str, value: Any) -> list[str]:
         if value is None:
             return []
-        takes_several = any(
-            f"--{name}" in action.option_strings and action.nargs == "+" for action in self._actions
-        )
-        if isinstance(value, list) and takes_several:
+        action = self._option_string_actions.get(f"--{name}")
+        if action is not None and action.nargs == 0:  # a --no_... flag, which takes no value
+            return [f"--{name}"] if value else []
+        if value is False and action is not None and "no" in (action.choices or ()):
+            value = "no"  # YAML 1.1 reads a bare no as false
+        if isinstance(value, list) and action is not None and action.nargs == "+":
             return [f"--{name}", *map(str, value)]
         if isinstance(value, list):
             return [f"--{name}={','.join(map(str, value))}"]
@@ -192,7 +209,7 @@ def _split_config(argv: list[str]) -> tuple[Path | None, list[str]]:
 
 def _unknown_message(unknown: list[str], parser: argparse.ArgumentParser, config: Any) -> str:
     flag = unknown[0].partition("=")[0]
-    known = [option for action in parser._actions for option in action.option_strings]
+    known = [action.option_strings[0] for action in parser._actions if action.option_strings]
     close = difflib.get_close_matches(flag, known, n=2)
     hint = f" Did you mean {' or '.join(close)}?" if close else ""
     source = f" (command line or {config})" if config else ""

@@ -1,9 +1,11 @@
 """What every training command does before and after it trains."""
 
 import logging
+import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from datasets import DatasetDict
@@ -32,7 +34,10 @@ def start(args: CompressionTrainingArguments) -> str | None:
         The checkpoint to resume from, or `None` to start from the beginning.
     """
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("kdnlp").setLevel(args.get_process_log_level())
+    level = args.get_process_log_level()
+    if args.log_level == "passive" and args.should_log:
+        level = logging.INFO
+    logging.getLogger("kdnlp").setLevel(level)
     checkpoint = args.checkpoint_to_resume()
     if checkpoint is None and not args.overwrite_output_dir:
         check_output_dir(str(args.output_dir))
@@ -45,13 +50,25 @@ def load_task(options: DataOptions, seed: int) -> tuple[Task, DatasetDict]:
     Raises:
         ValueError: if the flags name no task, an unknown one, or files without text columns.
     """
+    if options.validation_file is not None and options.train_file is None:
+        raise ValueError(
+            f"--validation_file {options.validation_file} needs --train_file, got none. It would "
+            "be ignored; name the file with the training rows too."
+        )
     if options.train_file is not None:
+        if options.task in (*GLUE_TASKS, *SYNTHETIC_TASKS):
+            raise ValueError(
+                f"--train_file is your own data, got --task {options.task} beside it. Report and "
+                "card would call it GLUE's or the built-in task's; give it a name of its own, or "
+                "leave one of the two out (a --config file may name a task too)."
+            )
         if not options.text_columns:
             raise ValueError(
                 "--train_file needs --text_columns, got none. Name the column with the text, or "
                 "the two with the pair."
             )
-        rows = read_tables(options.train_file, options.validation_file, seed=seed)
+        # Split alike in every run: a predecessor must not have trained on validation rows.
+        rows = read_tables(options.train_file, options.validation_file)
         name = options.task or "own-data"
         task = infer_task(rows, options.text_columns, options.label_column, name)
     elif options.task in SYNTHETIC_TASKS:
@@ -79,10 +96,9 @@ def trainer_inputs(
     """The tokenised splits, and what every trainer of the run is given."""
     with args.main_process_first(desc="tokenising"):
         splits = prepare(rows, task, tokenizer, options.max_length)
-    evaluated: Any = {split: splits[split] for split in task.eval_splits}
     return splits, {
         "train_dataset": splits[task.train_split],
-        "eval_dataset": evaluated if len(evaluated) > 1 else splits[task.eval_splits[0]],
+        "eval_dataset": splits[task.eval_splits[0]],
         "processing_class": tokenizer,
         "data_collator": DataCollatorWithPadding(tokenizer),
         "compute_metrics": build_compute_metrics(task),
@@ -97,11 +113,16 @@ def print_report(report: CompressionReport | None, folder: str) -> None:
 
 
 def command_line(command: str, argv: Sequence[str]) -> str:
-    """The command as it was typed, without secrets."""
+    """The command as it was typed, without secrets and without where things lie on this machine."""
     shown, hide = [], False
     for part in argv:
         name = part.partition("=")[0]
         if not hide and name not in SECRET_FLAGS:
-            shown.append(part)
+            shown.append(_last_part_of_a_path(part))
         hide = name in SECRET_FLAGS and "=" not in part
     return shlex.join(["kdnlp", command, *shown])
+
+
+def _last_part_of_a_path(part: str) -> str:
+    flag, equals, value = part.rpartition("=")
+    return f"{flag}{equals}{Path(value).name}" if os.path.isabs(value) else part

@@ -1,6 +1,7 @@
 """The nine GLUE tasks (Wang et al. 2019, https://gluebenchmark.com), from the Hub or a folder."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from datasets import DatasetDict, load_dataset
@@ -18,7 +19,7 @@ _PAIR = ("sentence1", "sentence2")
 # Label names stand in the Hub's order: a model fine-tuned on the Hub's ids keeps its meaning. Note
 # that RTE and WNLI number their two classes the opposite way.
 GLUE_TASKS: dict[str, Task] = {
-    task.name: task
+    task.name: replace(task, dataset=HUB_DATASET)
     for task in (
         Task("cola", ("sentence",), ("unacceptable", "acceptable"), ("matthews_correlation",)),
         Task("sst2", ("sentence",), ("negative", "positive"), _ACCURACY),
@@ -46,7 +47,7 @@ GLUE_TASKS: dict[str, Task] = {
 
 
 def load_glue(
-    task: str,
+    task: str | Task,
     tokenizer: PreTrainedTokenizerBase,
     data_dir: str | os.PathLike[str] | None = None,
     max_length: int | None = None,
@@ -54,7 +55,8 @@ def load_glue(
     """A GLUE task, checked and tokenised, ready for a Trainer.
 
     Args:
-        task: a key of `GLUE_TASKS`.
+        task: a key of `GLUE_TASKS`, or one of its tasks with another order of labels, as
+            `in_model_order` makes it, or another `max_length`.
         tokenizer: the model's own; must have a pad token.
         data_dir: as in `load_glue_raw`.
         max_length: the most tokens an example may have; the default is the task's.
@@ -66,8 +68,9 @@ def load_glue(
         ValueError: if the task is unknown, or the data or tokenizer cannot serve it.
         FileNotFoundError: if `data_dir` holds no known layout of the task.
     """
-    raw = load_glue_raw(task, data_dir)
-    return prepare(raw, GLUE_TASKS[task], tokenizer, max_length)
+    raw = load_glue_raw(task if isinstance(task, str) else task.name, data_dir)
+    description = GLUE_TASKS[task] if isinstance(task, str) else task
+    return prepare(raw, description, tokenizer, max_length)
 
 
 def load_glue_raw(task: str, data_dir: str | os.PathLike[str] | None = None) -> DatasetDict:

@@ -182,7 +182,8 @@ def _class_names(values: list[Any], column: str) -> list[str]:
         raise ValueError(
             f"Column {column!r}: expected class ids 0..{len(values) - 1} without gaps, got "
             f"{sorted(values)[:20]}. The loss takes ids as positions among the logits. Renumber "
-            "them, give label_names for every id, or cast to float for a regression."
+            "them, write them as words, give label_names for every id, or write them as real "
+            "numbers (1.0) for a regression."
         )
     if all(isinstance(value, str) for value in values):
         if sum(map(_is_real_number, values)) * 2 > len(values):

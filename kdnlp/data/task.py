@@ -18,6 +18,7 @@ class Task:
         eval_splits: the labelled splits that are evaluated; the first one selects checkpoints.
         max_length: default length in tokens at which inputs are cut.
         positive_class: the id of the class that a two-class F1 is of.
+        dataset: the Hub id of the dataset whose configuration `name` is; `None` for other data.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Task:
     eval_splits: tuple[str, ...] = ("validation",)
     max_length: int = 128
     positive_class: int = 1
+    dataset: str | None = None
 
     @property
     def kind(self) -> Literal["classification", "regression"]:

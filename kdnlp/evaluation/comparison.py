@@ -14,6 +14,9 @@ from kdnlp.evaluation.report import CompressionReport, replace_text
 from kdnlp.evaluation.tables import markdown_table
 
 HEADER = ("task", "model", "blocks", "score, %", "kept, %", "FLOPs", "speed-up", "runs")
+_MADE_BY_THE_RUN = ("successor", "student", "model")
+"""Names that say nothing of the method; the method is added to them."""
+
 CAPTION = (
     "Score: the mean of the task's metrics. Kept: percent of the original's score, run by run. "
     "Mean and standard deviation over the runs. FLOPs and speed-up: how many times less than the "
@@ -79,7 +82,9 @@ def comparison_rows(rows: Sequence[ComparisonRow]) -> list[tuple[str, ...]]:
 
 def comparison_table(rows: Sequence[ComparisonRow]) -> Table:
     """The comparison as a table for the terminal."""
-    table = Table(*HEADER, title="runs compared", caption=CAPTION)
+    table = Table(title="runs compared", caption=CAPTION)
+    for column in HEADER:
+        table.add_column(column, overflow="fold")
     for cells in comparison_rows(rows):
         table.add_row(*cells)
     return table
@@ -96,9 +101,7 @@ def save_comparison(rows: Sequence[ComparisonRow], folder: str | os.PathLike[str
 
 
 def _label(report: CompressionReport, name: str) -> str:
-    if name == "baseline" or (name == report.original.name and len(report.models) > 1):
-        return name
-    return f"{name} ({report.run['method']})"
+    return f"{name} ({report.run['method']})" if name in _MADE_BY_THE_RUN else name
 
 
 def _row(key: tuple[str, str, int], reports: list[CompressionReport]) -> ComparisonRow:

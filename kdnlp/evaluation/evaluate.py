@@ -11,9 +11,11 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
+from transformers.trainer_utils import IntervalStrategy
 
 from kdnlp.data.task import Task
 from kdnlp.evaluation.metrics import build_compute_metrics
+from kdnlp.models.precision import restore_forward, wrapped_forward
 
 
 def evaluate_model(
@@ -37,17 +39,23 @@ def evaluate_model(
     """
     quiet = copy.copy(args)
     quiet.report_to, quiet.push_to_hub = [], False
-    training = model.training
+    # A full half-precision evaluation would cast the caller's model for good.
+    quiet.bf16_full_eval = quiet.fp16_full_eval = False
+    quiet.eval_strategy = IntervalStrategy.NO  # a schedule of evaluations asks for an eval_dataset
+    training, wrapped = model.training, wrapped_forward(model)
     trainer = Trainer(
         model,
         quiet,
         data_collator=DataCollatorWithPadding(tokenizer),
         compute_metrics=build_compute_metrics(task),
     )
+    # Else the stock loss is multiplied by the number of processes.
+    trainer.model_accepts_loss_kwargs = False
     names = (*task.metrics, "score", "loss")
     results = {}
     for split in task.eval_splits:
         values = trainer.evaluate(splits[split])
         results[split] = {name: float(values[f"eval_{name}"]) for name in names}
     model.train(training)
+    restore_forward(model, wrapped)
     return results

@@ -8,6 +8,7 @@ import transformers
 from transformers import TrainingArguments
 
 import kdnlp
+from kdnlp.arguments import DistillationTrainingArguments
 from kdnlp.data.task import Task
 from kdnlp.trainers.base import CompressionTrainer
 
@@ -34,13 +35,14 @@ def describe_run(trainer: CompressionTrainer, task: Task, **more: Any) -> dict[s
         **more: further plain values, such as `base_model` or `command`.
 
     Returns:
-        Values that JSON can hold; folders and tokens are not among them.
+        Values that JSON can hold; of itself it names no folder and no token.
     """
     args = trainer.args
     assert trainer.train_dataset is not None
     return {
         "method": trainer.method,
-        "arguments": _arguments(args),
+        "dataset": task.dataset,
+        "arguments": _arguments(trainer),
         "losses": {name: loss.config() for name, loss in trainer.losses.items()},
         "citations": _citations(trainer),
         "optimizer_steps": trainer.state.global_step,
@@ -62,9 +64,12 @@ def describe_run(trainer: CompressionTrainer, task: Task, **more: Any) -> dict[s
     }
 
 
-def _arguments(args: TrainingArguments) -> dict[str, Any]:
-    """The method's own arguments, then those that every training has."""
+def _arguments(trainer: CompressionTrainer) -> dict[str, Any]:
+    """The arguments of the method as it was used, then those that every training has."""
+    args = trainer.args
     stock = {field.name for field in fields(TrainingArguments)}
+    if not trainer.losses:
+        stock |= {field.name for field in fields(DistillationTrainingArguments)}
     own = [f.name for f in fields(args) if f.init and f.name not in {*stock, *_NOT_TRAINING}]
     values = {name: getattr(args, name) for name in (*own, *_SHARED_ARGUMENTS)}
     return {k: getattr(v, "value", v) for k, v in values.items() if v is not None}

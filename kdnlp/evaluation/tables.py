@@ -7,6 +7,9 @@ from rich.table import Table
 
 from kdnlp.evaluation.report import CompressionReport, ModelAccount
 
+MIN_REPEATS_P95 = 20
+"""With fewer timed passes a 95th percentile is little but the largest of them, and is not shown."""
+
 _COSTS: tuple[tuple[str, str, Callable[[ModelAccount], str]], ...] = (
     ("parameters", "parameters", lambda model: _count(model.parameters)),
     (
@@ -14,7 +17,7 @@ _COSTS: tuple[tuple[str, str, Callable[[ModelAccount], str]], ...] = (
         "outside embeddings",
         lambda model: _count(model.parameters_without_embeddings),
     ),
-    ("size_mb", "on disk, MB", lambda model: f"{model.size_mb:.1f}"),
+    ("size_mb", "on disk, MB", lambda model: _megabytes(model.size_mb)),
     ("flops", "GFLOPs / example", lambda model: f"{model.flops / 1e9:.3g}"),
 )
 
@@ -83,11 +86,12 @@ def setting_line(report: CompressionReport) -> str:
     """How the numbers were measured, in a few sentences."""
     setting = report.setting
     repeats = min(row.repeats for model in report.models for row in model.latency)
+    threads = "1 thread" if setting.threads == 1 else f"{setting.threads} threads"
     return (
         f"In brackets: how many times less than the {report.original.name}. FLOPs (2 per "
         f"multiply-add) and latency at {setting.sequence_length} tokens without padding; latency "
         f"over at least {repeats} passes after warm-up, the models taking turns, on "
-        f"{setting.device}, {setting.threads} threads, {setting.dtype}, {setting.attention} "
+        f"{setting.device}, {threads}, {setting.dtype}, {setting.attention} "
         f"attention, torch {setting.torch}, transformers {setting.transformers}."
     )
 
@@ -145,7 +149,13 @@ def _percent(report: CompressionReport, model: ModelAccount) -> str:
 
 def _latency(model: ModelAccount, position: int) -> str:
     row = model.latency[position]
+    if row.repeats < MIN_REPEATS_P95:
+        return f"{row.p50_ms:.1f} / -"
     return f"{row.p50_ms:.1f} / {row.p95_ms:.1f}"
+
+
+def _megabytes(size: float) -> str:
+    return f"{size:.1f}" if size >= 1 else f"{size:.3f}"
 
 
 def _count(number: int) -> str:

@@ -1,12 +1,11 @@
 """The model card: assembled from the report of the run, never written by hand."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from kdnlp.data.glue import GLUE_TASKS, HUB_DATASET
+from kdnlp.data.glue import HUB_DATASET
 from kdnlp.evaluation.report import CompressionReport, ModelAccount
 from kdnlp.evaluation.tables import markdown_table, report_rows, setting_line
 
@@ -25,9 +24,9 @@ def build_card(
     """The card of one model of a report.
 
     Args:
-        report: its `run` comes from `kdnlp.evaluation.run.describe_run`, with a `base_model`: the
-            Hub id or folder of the model it started from. A folder is named by its last part, and
-            in the text only: metadata must not point to a place that nobody else has.
+        report: its `run` comes from `kdnlp.evaluation.run.describe_run`, with a `base_model` and
+            `base_model_on_hub`. What is not on the Hub is named in the text only: metadata must not
+            point to a place that nobody else has.
         name: the model's name in the report, such as `successor`.
         repo_id: what the model is called on the Hub.
         license: the licence's Hub id, where it is known.
@@ -36,9 +35,7 @@ def build_card(
         A card whose metadata `huggingface_hub` has validated.
     """
     run, title = report.run, repo_id.split("/")[-1]
-    base_model = str(run["base_model"])
-    on_hub = not os.path.isdir(base_model)
-    is_glue = report.task in GLUE_TASKS
+    base_model, on_hub = str(run["base_model"]), run["base_model_on_hub"]
     data = ModelCardData(
         base_model=base_model if on_hub else None,
         base_model_relation="finetune" if on_hub else None,
@@ -46,7 +43,7 @@ def build_card(
         license=license,
         pipeline_tag="text-classification",
         tags=["kdnlp", run["method"]],
-        datasets=[HUB_DATASET] if is_glue else None,
+        datasets=[run["dataset"]] if run["dataset"] else None,
         metrics=list(report.metric_names),
         model_name=title,
         eval_results=_eval_results(report[name], report),
@@ -56,7 +53,7 @@ def build_card(
         template_str=TEMPLATE.read_text(encoding="utf-8"),
         model_name=title,
         repo_id=repo_id,
-        summary=_summary(report, name, base_model if on_hub else Path(base_model).resolve().name),
+        summary=_summary(report, name, base_model),
         table=markdown_table(("", *(m.name for m in report.models)), report_rows(report)),
         setting=setting_line(report),
         eval_splits=list(report[name].metrics),
@@ -80,23 +77,23 @@ def _summary(report: CompressionReport, name: str, origin: str) -> str:
         f"{ratios[f'latency_batch_{row.batch_size}']:.2f}x at batch size {row.batch_size}"
         for row in model.latency
     )
+    quality = "" if kept is None else f"It keeps {kept:.1f}% of the {original.name}'s score. "
     return (
         f"`{origin}`, fine-tuned on {report.task} and compressed by "
         f"{_METHODS[report.run['method']]} from {original.num_layers} to {model.num_layers} "
-        f"transformer blocks. It keeps {'-' if kept is None else f'{kept:.1f}'}% of the "
-        f"{original.name}'s score with {ratios['flops']:.2f}x fewer FLOPs; the measured speed-up "
-        f"is {speeds}."
+        f"transformer blocks. {quality}It takes {ratios['flops']:.2f}x fewer FLOPs; the measured "
+        f"speed-up is {speeds}."
     )
 
 
 def _eval_results(model: ModelAccount, report: CompressionReport) -> list[EvalResult]:
-    is_glue = report.task in GLUE_TASKS
+    dataset = report.run["dataset"]
     return [
         EvalResult(
             task_type="text-classification",
-            dataset_type=HUB_DATASET if is_glue else report.task,
-            dataset_name=f"GLUE {report.task}" if is_glue else report.task,
-            dataset_config=report.task if is_glue else None,
+            dataset_type=dataset or report.task,
+            dataset_name=f"GLUE {report.task}" if dataset == HUB_DATASET else report.task,
+            dataset_config=report.task if dataset else None,
             dataset_split=split,
             metric_type=metric,
             metric_value=round(values[metric], 6),

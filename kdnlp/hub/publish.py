@@ -1,6 +1,8 @@
 """After training: the report and the card beside the model, and all of it to the Hub if asked."""
 
+import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from kdnlp.data.task import Task
 from kdnlp.evaluation.report import CompressionReport, Metrics
 from kdnlp.evaluation.run import describe_run
 from kdnlp.hub.card import build_card
+from kdnlp.profiling.forward import max_positions
 from kdnlp.trainers.base import CompressionTrainer
 
 
@@ -32,7 +35,8 @@ def publish_results(
         models: what the report compares by name, the original first, the trained one among them.
         metrics: what each scored; see `kdnlp.evaluation.evaluate.evaluate_model`.
         task: what they were trained for.
-        base_model: Hub id or folder of the model that the trained one came from.
+        base_model: Hub id or folder of the model that the trained one came from. Of a folder only
+            the last part is told.
         sequence_length: tokens per example of latency and FLOPs; `None` is the task's length.
         max_seconds: what measuring the latencies may take, roughly.
         **run: further plain values for the report, such as the `command`.
@@ -41,14 +45,27 @@ def publish_results(
         The report, on the main process; `None` on the others.
     """
     args, report = trainer.args, None
+    name = next((name for name, model in models.items() if model is trainer.student), None)
+    if name is None:
+        raise ValueError(
+            f"Expected the trained model among {', '.join(models)}, got others. The card is about "
+            "trainer.student; pass it under a name."
+        )
+    # What the tokenizer cut is what the model has seen, whatever the task allows.
+    limits = [getattr(trainer.processing_class, "model_max_length", None)]
+    limits += [max_positions(model) for model in models.values()]
+    length = min([task.max_length, *(limit for limit in limits if limit)])
+    task = replace(task, max_length=length)
     if trainer.is_world_process_zero():
-        name = next(name for name, model in models.items() if model is trainer.student)
-        facts = describe_run(trainer, task, base_model=base_model, **run)
+        on_hub = not os.path.isdir(base_model)
+        origin = base_model if on_hub else Path(base_model).resolve().name
+        facts = describe_run(trainer, task, base_model=origin, base_model_on_hub=on_hub, **run)
         report = CompressionReport.measure(
             models, metrics, task, sequence_length, max_seconds=max_seconds, run=facts
         )
         report.save(str(args.output_dir))
-        repo_id = args.hub_model_id or Path(str(args.output_dir)).resolve().name
+        own_name = Path(str(args.output_dir)).resolve().name
+        repo_id = getattr(trainer, "hub_model_id", None) or args.hub_model_id or own_name
         trainer.model_card = str(build_card(report, name, repo_id))
     trainer.accelerator.wait_for_everyone()
     trainer.create_model_card()

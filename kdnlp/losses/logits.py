@@ -96,7 +96,7 @@ class LogitsLoss(DistillationLoss):
         self, temperature: float | None = None, problem_type: ProblemType | None = None
     ) -> None:
         super().__init__()
-        if temperature is not None and not temperature > 0:
+        if temperature is not None and not 0 < temperature < float("inf"):
             raise ValueError(_temperature_message(temperature))
         self.fixed_temperature = temperature
         self.problem_type = problem_type
@@ -113,6 +113,7 @@ class LogitsLoss(DistillationLoss):
         temperature = self.fixed_temperature or self.temperature
         problem_type = self.problem_type or _infer_problem_type(student["logits"], batch)
         if problem_type == "regression":
+            _check_logits(student["logits"], teacher["logits"], temperature)
             return F.mse_loss(student["logits"], teacher["logits"])
         if problem_type == "multi_label_classification":
             return soft_target_sigmoid_kl(student["logits"], teacher["logits"], temperature)
@@ -146,13 +147,13 @@ def _check_logits(student: torch.Tensor, teacher: torch.Tensor, temperature: flo
             f"{tuple(student.shape)} and {tuple(teacher.shape)}. Broadcasting would compare "
             "different items or labels; align the models' labels first."
         )
-    if not temperature > 0:
+    if not 0 < temperature < float("inf"):
         raise ValueError(_temperature_message(temperature))
 
 
 def _temperature_message(temperature: float) -> str:
     return (
-        f"temperature must be above 0, got {temperature}. Logits are divided by it: zero gives "
+        f"temperature must be above 0 and finite, got {temperature}. Logits are divided by it: zero gives "
         "infinities and a negative one teaches the opposite of the teacher. Values from 1 to 10 "
         "are usual."
     )

@@ -4,6 +4,7 @@ import logging
 import os
 from typing import Any
 
+import torch
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -33,7 +34,8 @@ def load_finetuned(
         name_or_path: a Hub id or a folder.
         task: what it must have been fine-tuned on. Its labels are matched by name, ignoring case;
             their order is the model's own, see `in_model_order`.
-        **kwargs: for `from_pretrained`, such as `revision` or `dtype`.
+        **kwargs: for `from_pretrained`, such as `revision`. The `dtype` is float32 unless given:
+            in half precision most updates are smaller than the rounding of the weights.
 
     Returns:
         The model, in eval mode, and the tokenizer.
@@ -41,11 +43,11 @@ def load_finetuned(
     Raises:
         ValueError: if it has no trained classification head, or other labels than the task.
     """
-    name = os.fspath(name_or_path)
+    name = _check_folder(os.fspath(name_or_path))
     config = AutoConfig.from_pretrained(name, **_hub_options(kwargs))
     _check_labels(config, task, name)
     model, loading = AutoModelForSequenceClassification.from_pretrained(
-        name, output_loading_info=True, **kwargs
+        name, output_loading_info=True, **{"dtype": torch.float32, **kwargs}
     )
     untrained = sorted({*loading["missing_keys"], *(k[0] for k in loading["mismatched_keys"])})
     if untrained:
@@ -54,24 +56,37 @@ def load_finetuned(
             f"{', '.join(untrained[:4])}, which would start at random and be taken for what the "
             f"model has learned. {_NEXT_STEP.format(name=name, task=task.name)}"
         )
+    if task.label_names is not None and has_generic_labels(config):
+        logger.warning(
+            "%s does not name its labels; taking them to be in the task's order: %s. A score "
+            "near or below chance means that they are not.",
+            name,
+            ", ".join(task.label_names),
+        )
     return model.eval(), _matching_tokenizer(name, model, kwargs)
 
 
 def load_for_finetuning(
     name_or_path: str | os.PathLike[str], task: Task, **kwargs: Any
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a pretrained encoder with a head for the task; the head starts at random.
+    """Load a pretrained encoder with a head for the task; a new head starts at random.
 
     Args:
         name_or_path: a Hub id or a folder. A head for the same number of labels is kept.
         task: gives the number and the names of the labels, and the kind of loss.
-        **kwargs: for `from_pretrained`, such as `revision` or `dtype`.
+        **kwargs: as in `load_finetuned`.
 
     Returns:
         The model and its tokenizer.
     """
-    name = os.fspath(name_or_path)
-    model = AutoModelForSequenceClassification.from_pretrained(name, **head_config(task), **kwargs)
+    name = _check_folder(os.fspath(name_or_path))
+    # A head for another number of labels is replaced; transformers reports what starts fresh.
+    model = AutoModelForSequenceClassification.from_pretrained(
+        name,
+        ignore_mismatched_sizes=True,
+        **head_config(task),
+        **{"dtype": torch.float32, **kwargs},
+    )
     return model, _matching_tokenizer(name, model, kwargs)
 
 
@@ -113,20 +128,25 @@ def _matching_tokenizer(
     return tokenizer
 
 
+def _check_folder(name: str) -> str:
+    """Tell a mistyped folder from a Hub id, which has one slash at most."""
+    looks_like_a_folder = name.startswith((".", "~", os.sep)) or name.count("/") > 1
+    if looks_like_a_folder and not os.path.isdir(name):
+        raise FileNotFoundError(
+            f"No folder {name}, and it is not a Hub id (owner/name). Check the path."
+        )
+    return name
+
+
 def _check_labels(config: PretrainedConfig, task: Task, name: str) -> None:
     theirs = label_names(config)
     if len(theirs) != task.num_labels:
         raise _other_labels(theirs, task, name)
     if task.label_names is None:
         return
-    if has_generic_labels(config):
-        logger.warning(
-            "%s does not name its labels; taking them to be in the task's order: %s. A score "
-            "near or below chance means that they are not.",
-            name,
-            ", ".join(task.label_names),
-        )
-    elif sorted(theirs) != sorted(label.lower() for label in task.label_names):
+    if not has_generic_labels(config) and sorted(theirs) != sorted(
+        label.lower() for label in task.label_names
+    ):
         raise _other_labels(theirs, task, name)
 
 

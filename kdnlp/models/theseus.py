@@ -46,6 +46,7 @@ class TheseusLayers(nn.ModuleList):
             for end, size in zip(ends, slot_sizes, strict=True)
         )
         self.replaced: tuple[bool, ...] = (True,) * len(slot_sizes)
+        self.use_cache: bool | None = None
 
     def path(self, slots: slice = slice(None)) -> list[nn.Module]:
         """The blocks that a forward pass runs now, for all slots or a slice of them."""
@@ -95,6 +96,7 @@ def attach(
     predecessor: PreTrainedModel,
     slot_sizes: Sequence[int] | None = None,
     stack: str | None = None,
+    share_weights: bool = True,
 ) -> TheseusLayers:
     """Let the predecessor's blocks stand in for the successor's while it trains.
 
@@ -107,6 +109,7 @@ def attach(
         predecessor: the fine-tuned model; it is not changed.
         slot_sizes: predecessor blocks per successor block, bottom first; `None` cuts evenly.
         stack: `"encoder"` or `"decoder"`, for models that have both.
+        share_weights: `False` leaves the successor's embeddings and head as they are.
 
     Returns:
         The list that now stands in the successor.
@@ -118,10 +121,12 @@ def attach(
     theirs, ours = find_layers(predecessor, stack), find_layers(successor, stack)
     check_successor(theirs, ours)
     sizes = resolve_slot_sizes(len(theirs.layers), len(ours.layers), slot_sizes)
-    _share_weights(theirs, ours)
-    # A key-value cache is indexed by the block's position, which shifts with the path.
-    successor.config.use_cache = False
+    if share_weights:
+        _share_weights(theirs, ours)
     layers = TheseusLayers(list(ours.layers), list(theirs.layers), sizes)
+    # A key-value cache is indexed by the block's position, which shifts with the path.
+    layers.use_cache = getattr(successor.config, "use_cache", None)
+    successor.config.use_cache = False
     ours.replace(layers)
     # Hidden states are captured by hooks, which predecessor blocks on the path need too.
     for module in predecessor.modules():
@@ -142,6 +147,8 @@ def detach(successor: PreTrainedModel) -> None:
         if isinstance(module, TheseusLayers):
             plain = nn.ModuleList(list(module._modules.values()))
             LayerStack(successor, name, "").replace(plain.train(module.training))
+            if module.use_cache is not None:
+                successor.config.use_cache = module.use_cache
 
 
 def resolve_slot_sizes(

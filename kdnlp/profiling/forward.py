@@ -79,7 +79,7 @@ def _check_sizes(model: PreTrainedModel, batch_size: int, sequence_length: int) 
             f"batch_size and sequence_length must be at least 1, got {batch_size} and "
             f"{sequence_length}. An empty batch costs nothing and says nothing."
         )
-    limit = _max_positions(model)
+    limit = max_positions(model)
     if limit is not None and sequence_length > limit:
         raise ValueError(
             f"sequence_length must be at most {limit}, the positions that "
@@ -88,10 +88,12 @@ def _check_sizes(model: PreTrainedModel, batch_size: int, sequence_length: int) 
         )
 
 
-def _max_positions(model: PreTrainedModel) -> int | None:
+def max_positions(model: PreTrainedModel) -> int | None:
+    """The most tokens that the model has positions for; `None` where there is no such limit."""
     # RoBERTa and MPNet number positions from padding_idx + 1, so their tables hold fewer.
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
-            return module.num_embeddings - (module.padding_idx or -1) - 1
+            first = 0 if module.padding_idx is None else module.padding_idx + 1
+            return module.num_embeddings - first
     limit = getattr(model.config, "max_position_embeddings", None)
     return limit if limit and limit > 0 else None

@@ -1,19 +1,29 @@
 """What every trainer here shares: a frozen partner, honest loss scales, and component logging."""
 
 import copy
+import logging
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
+from accelerate.utils import convert_to_fp32
 from torch import nn
 from transformers import PreTrainedModel, Trainer
-from transformers.trainer_utils import TrainOutput, get_last_checkpoint
+from transformers.trainer_utils import (
+    PREFIX_CHECKPOINT_DIR,
+    TrainOutput,
+    get_last_checkpoint,
+)
 from transformers.utils import ModelOutput
 
 from kdnlp.arguments import CompressionTrainingArguments, DistillationTrainingArguments
 from kdnlp.losses import DistillationLoss
 from kdnlp.models.alignment import input_names
+from kdnlp.models.precision import restore_forward
+
+logger = logging.getLogger(__name__)
 
 LOSS_MODULE = "distillation_losses"
 """The reserved name under which losses with parameters are registered on the student."""
@@ -22,6 +32,8 @@ UNUSED_PARAMETERS = (
     "{} reaches parameters outside the model's forward, and ddp_find_unused_parameters=True would "
     "count their gradients twice and stop at the first step. Leave it unset."
 )
+
+_HALF_PRECISION = {torch.float16, torch.bfloat16}
 
 TASK = "task"
 """The name of the loss on the labels."""
@@ -47,6 +59,7 @@ class CompressionTrainer(Trainer):
     """
 
     args: CompressionTrainingArguments
+    arguments_class: ClassVar[type[CompressionTrainingArguments]] = CompressionTrainingArguments
     method = "fine-tuning"
     citation = ""
 
@@ -67,8 +80,16 @@ class CompressionTrainer(Trainer):
         self._owns_output_dir = False
         self._initial_losses = {n: copy.deepcopy(x.state_dict()) for n, x in self.losses.items()}
         self.is_in_train = False  # read by call_model_init, which Trainer's constructor calls
-        if args is None:
-            raise TypeError(f"{type(self).__name__} needs its training arguments, got none.")
+        if not isinstance(args, self.arguments_class):
+            raise TypeError(
+                f"{type(self).__name__} needs {self.arguments_class.__name__}, got "
+                f"{type(args).__name__}. Its settings are fields of them."
+            )
+        if self.losses and partner is None:
+            raise TypeError(
+                f"The losses {', '.join(self.losses)} compare the model with a partner, got none. "
+                "Pass a partner, or use DistillationTrainer."
+            )
         _check_processes(args)
         self._check_arguments(args)
         # The stock default searches for unused parameters, and would count those that a loss
@@ -86,7 +107,7 @@ class CompressionTrainer(Trainer):
             )
         if self.partner is not None:
             self.partner.requires_grad_(False)
-            self.partner = self.accelerator.prepare_model(self.partner.eval(), evaluation_mode=True)
+            nn.Module.to(self.partner.eval(), self.args.device)
         self._check_model(self.student)
 
     @property
@@ -103,7 +124,8 @@ class CompressionTrainer(Trainer):
             model.add_module(LOSS_MODULE, nn.ModuleDict(trainable).to(model.device))
 
     def part(self, model: PreTrainedModel) -> None:
-        """Leave `model` a plain transformers model."""
+        """Leave `model` a plain transformers model, in its own precision."""
+        restore_forward(model, {})
         if hasattr(model, LOSS_MODULE):
             delattr(model, LOSS_MODULE)
 
@@ -131,8 +153,8 @@ class CompressionTrainer(Trainer):
                 `output_dir` holds another run and neither resuming nor overwriting was asked for.
         """
         self._check_arguments(self.args)
-        if not (resume_from_checkpoint or self._owns_output_dir or self.args.overwrite_output_dir):
-            check_output_dir(str(self.args.output_dir))
+        if not (resume_from_checkpoint or self._owns_output_dir):
+            self._claim_output_dir()
         self._owns_output_dir = True
         if self.model_init is None:
             self.join(self.student)  # type: ignore[unreachable]
@@ -140,6 +162,41 @@ class CompressionTrainer(Trainer):
             return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         finally:
             self.part(self.student)
+
+    def _claim_output_dir(self) -> None:
+        folder = str(self.args.output_dir)
+        if not self.args.overwrite_output_dir:
+            check_output_dir(folder)
+        elif self.is_world_process_zero():
+            # A later "resume from the last" would take the other run's, where it went further.
+            for checkpoint in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+                number = checkpoint.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
+                if number.isdigit() and checkpoint.is_dir() and not checkpoint.is_symlink():
+                    shutil.rmtree(checkpoint)
+        self.accelerator.wait_for_everyone()
+
+    def _hp_search_setup(self, trial: Any) -> None:
+        """Check a trial's arguments, and join its model again: they are set after it was built."""
+        super()._hp_search_setup(trial)
+        if trial is not None:
+            self._check_arguments(self.args)
+            self.part(self.student)
+            self.join(self.student)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Take no step beyond the last one: a run that is resumed at its end is done."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
+
+    def _save(self, *args: Any, **kwargs: Any) -> None:
+        """Keep the Hub's token out of `training_args.bin`, which is pushed with the model."""
+        token, self.args.hub_token = self.args.hub_token, None
+        try:
+            super()._save(*args, **kwargs)
+        finally:
+            self.args.hub_token = token
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save a plain model; checkpoints also hold the losses' parameters, to resume from."""
@@ -183,7 +240,8 @@ class CompressionTrainer(Trainer):
                 components[name] = loss(outputs, partner_outputs, inputs)
         weights = self.loss_weights()
         total = torch.stack([weights[name] * loss for name, loss in components.items()]).sum()
-        self.record({f"loss_{name}": loss.detach() for name, loss in components.items()})
+        # In half precision the sum of a few hundred values would stop growing.
+        self.record({f"loss_{name}": loss.detach().float() for name, loss in components.items()})
         return (total, outputs) if return_outputs else total
 
     @torch.no_grad()
@@ -193,7 +251,10 @@ class CompressionTrainer(Trainer):
         known = {k: v for k, v in inputs.items() if k in self.partner_inputs}
         for name in self.label_names:
             known.pop(name, None)
-        return self.partner(**known, **flags)
+        # Preparing the partner would wrap its forward for good; it is the caller's model.
+        with self.accelerator.autocast():
+            outputs = self.partner(**known, **flags)
+        return convert_to_fp32(outputs)
 
     @property
     def progress(self) -> float:
@@ -262,6 +323,13 @@ class CompressionTrainer(Trainer):
             args.check_loss_names([TASK, *self.losses])
 
     def _check_model(self, model: PreTrainedModel) -> None:
+        half = {p.dtype for p in model.parameters() if p.requires_grad} & _HALF_PRECISION
+        if half:
+            logger.warning(
+                "The trained model's weights are %s: most updates are smaller than its rounding and "
+                "are lost. Load it with dtype=torch.float32, and use bf16=True for speed.",
+                ", ".join(map(str, half)),
+            )
         for loss in self.losses.values():
             assert self.partner is not None
             loss.prepare(model.config, self.partner.config)
@@ -276,10 +344,11 @@ def check_output_dir(output_dir: str) -> None:
     if checkpoint is not None:
         traces.append(Path(checkpoint).name)
     if traces:
+        resume = "" if checkpoint is None else "go on with resume_from_checkpoint, "
         raise ValueError(
             f"output_dir {output_dir} already holds another run ({', '.join(traces)}). Its results "
-            "would be mixed with this one's. Choose another output_dir, go on with "
-            "resume_from_checkpoint, or pass overwrite_output_dir=True."
+            f"would be mixed with this one's. Choose another output_dir, {resume}or pass "
+            "overwrite_output_dir=True."
         )
 
 

@@ -36,6 +36,7 @@ class DistillationTrainer(CompressionTrainer):
     """
 
     args: DistillationTrainingArguments
+    arguments_class = DistillationTrainingArguments
     method = "distillation"
     citation = LogitsLoss.citation
 
@@ -47,10 +48,10 @@ class DistillationTrainer(CompressionTrainer):
         losses: Mapping[str, DistillationLoss] | None = None,
         **kwargs: Any,
     ) -> None:
-        if teacher is None or args is None:
+        if teacher is None:
             raise TypeError(
-                "DistillationTrainer needs a teacher and DistillationTrainingArguments: "
-                "DistillationTrainer(student, teacher, args, ...)."
+                "DistillationTrainer needs a teacher: DistillationTrainer(student, teacher, args, "
+                "...)."
             )
         self.label_order: list[int] | None = None
         losses = {"logits": LogitsLoss()} if losses is None else losses

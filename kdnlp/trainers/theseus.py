@@ -54,6 +54,7 @@ class TheseusTrainer(CompressionTrainer):
     """
 
     args: TheseusTrainingArguments
+    arguments_class = TheseusTrainingArguments
     method = "theseus"
     citation = """@inproceedings{xu2020bert,
   title={{BERT}-of-{T}heseus: Compressing {BERT} by Progressive Module Replacing},
@@ -71,13 +72,14 @@ class TheseusTrainer(CompressionTrainer):
         losses: Mapping[str, DistillationLoss] | None = None,
         **kwargs: Any,
     ) -> None:
-        if predecessor is None or args is None:
+        if predecessor is None:
             raise TypeError(
-                "TheseusTrainer needs a predecessor and TheseusTrainingArguments: "
-                "TheseusTrainer(successor, predecessor, args, ...)."
+                "TheseusTrainer needs a predecessor: TheseusTrainer(successor, predecessor, args, "
+                "...)."
             )
         self.stack: str | None = kwargs.pop("stack", None)
         self.layers: TheseusLayers | None = None
+        self._sharing: PreTrainedModel | None = None
         self.shared: dict[nn.Parameter, bool] = {}
         self._hooks: list[RemovableHandle] = []
         super().__init__(model, args, partner=predecessor, losses=losses, **kwargs)
@@ -95,8 +97,9 @@ class TheseusTrainer(CompressionTrainer):
         blocks = set(self.layers.parameters())
         self.shared = {p: p.requires_grad for p in model.parameters() if p not in blocks}
         for parameter in self.shared:
-            parameter.requires_grad_(self.args.unfreeze_after_replacement)
-            if self.args.unfreeze_after_replacement:
+            trains = self.args.unfreeze_after_replacement and parameter.requires_grad
+            parameter.requires_grad_(trains)
+            if trains:
                 self._hooks.append(parameter.register_hook(self._stage_gate))
         self.predecessor.train(self.args.predecessor_dropout)
         self._prepare_blocks(self.layers)
@@ -171,7 +174,11 @@ class TheseusTrainer(CompressionTrainer):
         return gradient if self.replacing_rate() == 1.0 else torch.zeros_like(gradient)
 
     def _attach(self, model: PreTrainedModel) -> TheseusLayers:
-        return attach(model, self.predecessor, parse_slot_sizes(self.args.slot_sizes), self.stack)
+        # Once: embeddings and head that have trained in a second stage are the successor's own.
+        share = self._sharing is not model
+        self._sharing = model
+        sizes = parse_slot_sizes(self.args.slot_sizes)
+        return attach(model, self.predecessor, sizes, self.stack, share_weights=share)
 
     def _prepare_blocks(self, layers: TheseusLayers) -> None:
         if self.args.gradient_checkpointing:
@@ -224,15 +231,23 @@ class _StepCallback(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        steps = max(1, round(args.replacing_fraction * state.max_steps))
-        base = args.initial_replacing_rate
-        logger.info(
-            "The ramp takes %d of %d optimizer steps: in the paper's terms b = %g, k = %.3g.",
-            steps,
-            state.max_steps,
-            base,
-            (1 - base) / steps,
-        )
+        last = args.replacing_rate_at((state.max_steps - 1) / state.max_steps)
+        if last < 1.0 and not args.allow_incomplete_replacement:
+            raise ValueError(
+                f"The replacing rate of the last of {state.max_steps} optimizer steps must be 1, "
+                f"got {last:.3g}: the successor would never be trained as it will be deployed. "
+                "Train longer, use a smaller replacing_fraction, or "
+                "allow_incomplete_replacement=True if that is what you want."
+            )
+        steps, base = args.replacing_fraction * state.max_steps, args.initial_replacing_rate
+        if args.replacing_schedule == "linear":
+            logger.info(
+                "The ramp takes %.0f of %d optimizer steps: in the paper's terms b = %g, k = %.3g.",
+                steps,
+                state.max_steps,
+                base,
+                (1 - base) / steps,
+            )
 
     def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         for parameter in self.trainer.withheld_parameters():

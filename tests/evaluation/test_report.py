@@ -152,7 +152,7 @@ def test_the_table_names_each_metric_and_says_how_it_was_measured():
     assert "| f1, % | 80.0 | 76.0 |" in text
     assert "| score kept, % | 100.0 | 95.0 |" in text
     assert "| batch 32: p50 / p95, ms | 320.0 / 640.0 | 128.0 / 256.0 (2.50x) |" in text
-    for fact in ("CPU (AVX2)", "1 threads", "float32", "12 tokens", "30 passes"):
+    for fact in ("CPU (AVX2)", "1 thread,", "float32", "12 tokens", "30 passes"):
         assert fact in text
 
 

@@ -273,6 +273,13 @@ def test_without_a_configured_form_shapes_and_label_type_decide(problem_type, wi
     assert loss.config() == {"temperature": None, "problem_type": None}
 
 
+def test_tags_of_tokens_are_not_taken_for_several_labels_of_one_text():
+    student, teacher = random_logits((2, 5, 3))
+    expected = reference_kl(student, teacher, 2.0)
+    tags = torch.zeros(2, 5, dtype=torch.long)
+    assert loss_of(LogitsLoss(), student, teacher, tags) == pytest.approx(expected)
+
+
 def test_the_form_taken_for_one_batch_does_not_stick_to_the_next():
     loss, (student, teacher) = LogitsLoss(), random_logits((4, 3))
     multi = loss_of(loss, student, teacher, torch.zeros(4, 3))

@@ -94,6 +94,11 @@ def test_two_unnamed_models_agree_silently(caplog):
     assert not caplog.records
 
 
+def test_numbered_labels_in_another_order_are_names_like_any_other():
+    shuffled = config(["LABEL_2", "LABEL_0", "LABEL_1"])
+    assert align_labels(shuffled, BertConfig(num_labels=3)) == [1, 2, 0]
+
+
 @pytest.mark.parametrize(
     ("teacher", "student"),
     [
@@ -138,6 +143,12 @@ def test_columns_that_no_model_reads_and_absent_inputs_are_no_reason_to_refuse()
     bert, distilbert = tiny_model("bert"), tiny_model("distilbert")
     check_inputs(bert, distilbert, ["input_ids", "attention_mask", "labels", "label", "sentence"])
     check_inputs(bert, distilbert, [])
+
+
+def test_labels_are_for_the_loss_and_no_input_of_the_teacher():
+    teacher = tiny_model("bert")
+    assert "labels" not in input_names(teacher.base_model)
+    check_inputs(teacher, teacher.base_model, ["input_ids", "labels"])
 
 
 def test_the_inputs_of_a_model_are_its_forwards_arguments():

@@ -90,9 +90,8 @@ def test_the_length_counts_linearly_and_in_attention_squared():
     counts = [flops_per_example(model, length).flops for length in (8, 16, 24, 32)]
     differences = [b - a for a, b in pairwise(counts)]
     second = {b - a for a, b in pairwise(differences)}
-    assert second == {
-        2 * 2 * (2 * 2 * 16) * 8 * 8
-    }  # d2 of 2 layers x 2 x 2 L^2 x 16 at steps of 8.
+    # Two layers of 2 x 2 x length^2 x 16; the second difference of length^2 is twice the step's.
+    assert second == {2 * (2 * 2 * 16) * (2 * 8**2)}
 
 
 def test_a_decoder_is_counted_with_as_many_tokens():
@@ -131,6 +130,13 @@ def test_counting_leaves_the_model_as_it_was():
 def test_dropout_and_training_mode_change_no_count():
     model = tiny_model("bert")
     assert flops_per_example(model.train(), 16) == flops_per_example(model.eval(), 16)
+
+
+def test_counting_during_a_run_draws_nothing_from_its_dropout():
+    model = tiny_model("bert").train()
+    before = torch.get_rng_state()
+    flops_per_example(model, 16)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize(

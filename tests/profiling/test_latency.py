@@ -93,16 +93,18 @@ def test_all_models_see_the_same_full_batches(fake):
 
 def test_medians_are_over_timed_passes_and_not_over_warm_up(fake):
     models = models_named("a", "b")
-    # Warm-up passes are a thousand times slower; then 1, 2, 3, ... ms, model b twice as slow.
+    # Warm-up passes take a second or two; then 1, 4, 9, ... ms, and model b twice as long.
     slow = {"a": 1.0, "b": 2.0}
-    timer = fake(models, lambda n, _, turn: slow[n] * (1.0 if turn < 4 else (turn // 2 - 1) / 1e3))
+    timer = fake(
+        models, lambda n, _, turn: slow[n] * (1.0 if turn < 4 else (turn // 2 - 1) ** 2 / 1e3)
+    )
     rows = measure_latency(models, (8,), sequence_length=4, num_warmup=2, num_repeats=9)
-    milliseconds = [1.0 * n for n in range(1, 10)]
+    milliseconds = [n**2 for n in range(1, 10)]  # Their mean, 31.7, is not their median, 25.
     for row, factor in zip(rows, (1, 2), strict=True):
         assert row.p50_ms == pytest.approx(factor * statistics.median(milliseconds))
-        assert row.p95_ms == pytest.approx(factor * 8.6)  # 0.95 x 8 steps above the first.
+        assert row.p95_ms == pytest.approx(factor * (64 + 0.6 * (81 - 64)))
         assert row.p95_ms == pytest.approx(factor * np.quantile(milliseconds, 0.95))
-        assert row.examples_per_second == pytest.approx(8 / (factor * 5.0) * 1000)
+        assert row.examples_per_second == pytest.approx(8 / (factor * 25) * 1000)
         assert row.repeats == 9
     assert len(timer.passes) == 2 * (2 + 9)
 

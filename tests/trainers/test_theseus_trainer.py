@@ -360,7 +360,9 @@ def test_the_logged_rate_is_min_1_kt_plus_b_with_the_announced_k_and_b(base, tmp
     assert [e["replacing_rate"] for e in entries][4:] == [1.0] * 6
 
 
-@pytest.mark.xfail(reason="k is announced for a rounded number of steps", strict=True)
+@pytest.mark.xfail(
+    reason="k is announced for a rounded number of steps", raises=AssertionError, strict=True
+)
 def test_the_announced_k_is_the_slope_where_the_ramp_ends_between_two_steps(tmp_path, caplog):
     trainer = theseus(tmp_path, max_steps=4, replacing_fraction=0.6)  # 2.4 steps
     with caplog.at_level("INFO", logger="kdnlp"):
@@ -379,6 +381,16 @@ def test_the_logged_fraction_is_the_mean_of_what_was_drawn(every, tmp_path):
     expected = drawn.reshape(-1, every).mean(1)
     assert history(trainer, "replaced_fraction") == pytest.approx(expected)
     assert len(set(expected)) > 1
+
+
+@pytest.mark.xfail(reason="the sums are emptied by a log only", raises=AssertionError, strict=True)
+def test_what_came_after_the_last_log_is_not_counted_in_the_next_run(tmp_path):
+    trainer = theseus(tmp_path, logging_steps=4)
+    first = []
+    for _ in range(2):
+        trainer.train()
+        first.append(history(trainer, "replaced_fraction")[0])
+    assert first[0] == first[1]
 
 
 @pytest.mark.parametrize("dropout", [NO_DROPOUT, {}], ids=["no dropout", "dropout"])
@@ -425,8 +437,9 @@ def test_patience_is_not_spent_while_the_successor_is_half_replaced(tmp_path):
 # The predecessor.
 
 
+@pytest.mark.parametrize("losses", [None, lambda: {"logits": LogitsLoss()}], ids=["none", "logits"])
 @pytest.mark.parametrize("dropout", [True, False])
-def test_the_predecessors_dropout_is_on_or_off_as_asked(dropout, tmp_path):
+def test_the_predecessors_dropout_is_on_or_off_as_asked(dropout, losses, tmp_path):
     modes = []
     trainer = theseus(
         tmp_path,
@@ -434,7 +447,7 @@ def test_the_predecessors_dropout_is_on_or_off_as_asked(dropout, tmp_path):
         predecessor_dropout=dropout,
         eval_strategy="steps",  # which puts the student, and nothing else, in eval mode
         eval_steps=1,
-        losses=lambda: {"logits": LogitsLoss()},
+        losses=losses,
     )
 
     def watch(step):
@@ -450,7 +463,8 @@ def test_the_predecessors_dropout_is_on_or_off_as_asked(dropout, tmp_path):
     trainer.add_callback(at("on_train_begin", watch))
     trainer.train()
     assert {mode for path, mode in modes if path} == {dropout}
-    assert {mode for path, mode in modes if not path} == {False}  # as the teacher of the step
+    as_teacher = {mode for path, mode in modes if not path}
+    assert as_teacher == ({False} if losses else set())
     assert not trainer.predecessor.training
 
 
@@ -598,6 +612,20 @@ def refused_models(monkeypatch, tmp_path):
     return (partner, successor), before
 
 
+@pytest.mark.xfail(
+    reason="masks of one implementation are read by the other: a bool as 0 and 1",
+    raises=pytest.fail.Exception,
+    strict=True,
+)
+def test_a_predecessor_whose_attention_reads_other_masks_is_refused(tmp_path):
+    partner = tiny_model("bert", 4)
+    successor = build_student(partner, 2)
+    partner.set_attn_implementation("eager")
+    successor.set_attn_implementation("sdpa")
+    with pytest.raises(ValueError, match="attention implementation"):
+        theseus(tmp_path, partner, successor)
+
+
 def test_a_refused_architecture_leaves_the_successor_a_plain_model_in_its_mode(
     tmp_path, monkeypatch
 ):
@@ -608,13 +636,19 @@ def test_a_refused_architecture_leaves_the_successor_a_plain_model_in_its_mode(
     assert all(torch.equal(partner.state_dict()[name], theirs[name]) for name in theirs)
 
 
-@pytest.mark.xfail(reason="attach copies embeddings and head before it verifies", strict=True)
+@pytest.mark.xfail(
+    reason="attach copies embeddings and head before it verifies",
+    raises=AssertionError,
+    strict=True,
+)
 def test_a_refused_architecture_leaves_the_successors_weights(tmp_path, monkeypatch):
     (_, successor), (_, ours) = refused_models(monkeypatch, tmp_path)
     assert all(torch.equal(successor.state_dict()[name], ours[name]) for name in ours)
 
 
-@pytest.mark.xfail(reason="join runs before the try that calls part", strict=True)
+@pytest.mark.xfail(
+    reason="join runs before the try that calls part", raises=AssertionError, strict=True
+)
 def test_a_run_that_fails_while_joining_leaves_a_plain_model(tmp_path):
     partner = tiny_model("mpnet", 4)  # which has no activation checkpointing
     trainer = theseus(tmp_path, partner, activation_checkpointing=True)
