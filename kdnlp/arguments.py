@@ -285,8 +285,8 @@ class TheseusTrainingArguments(DistillationTrainingArguments):
             )
         if (self.replacing_schedule, rate) in (("constant", 0.0), ("anti", 1.0)):
             raise ValueError(
-                f"{self.replacing_schedule} with initial_replacing_rate={rate:g} is a rate of 0, got "
-                "it for the whole ramp: it never uses a successor block, so nothing trains "
+                f"{self.replacing_schedule} from rate {rate:g} is a rate of 0 for "
+                "the whole ramp: it never uses a successor block, so nothing trains "
                 "until the ramp ends. Use a constant rate from 0.5 to 0.9, or anti from 0.1 or 0.3."
             )
         complete = self.replacing_rate_at(1.0) == 1.0 and (fraction < 1.0 or rate == 1.0)
@@ -356,7 +356,7 @@ def _as_dict(value: dict[str, float] | str) -> dict[str, Any]:
     pairs = [[part.strip() for part in item.split("=")] for item in value.split(",")]
     if len({pair[0] for pair in pairs}) < len(pairs):
         raise ValueError("a name occurs twice")
-    return dict(pairs)  # type: ignore[arg-type]
+    return dict(pairs)
 
 
 def _check_temperature(argument: str, value: float) -> None:

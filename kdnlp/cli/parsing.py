@@ -118,7 +118,7 @@ class _Parser(HfArgumentParser):
             if not dataclasses.is_dataclass(owner):
                 continue
             group = self.add_argument_group(_title(owner))
-            own = set(inspect.get_annotations(owner))
+            own = set(inspect.get_annotations(owner))  # type: ignore[arg-type]
             for name in [name for name in left if name in own]:
                 field = left.pop(name)
                 field.type = hints[name]

@@ -153,7 +153,7 @@ def _check_logits(student: torch.Tensor, teacher: torch.Tensor, temperature: flo
 
 def _temperature_message(temperature: float) -> str:
     return (
-        f"temperature must be above 0 and finite, got {temperature}. Logits are divided by it: zero gives "
-        "infinities and a negative one teaches the opposite of the teacher. Values from 1 to 10 "
-        "are usual."
+        f"temperature must be finite and above 0, got {temperature}. Logits are divided by it: "
+        "zero gives infinities and a negative one teaches the opposite of the teacher. Values from "
+        "1 to 10 are usual."
     )

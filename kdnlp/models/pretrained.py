@@ -144,9 +144,8 @@ def _check_labels(config: PretrainedConfig, task: Task, name: str) -> None:
         raise _other_labels(theirs, task, name)
     if task.label_names is None:
         return
-    if not has_generic_labels(config) and sorted(theirs) != sorted(
-        label.lower() for label in task.label_names
-    ):
+    expected = sorted(label.lower() for label in task.label_names)
+    if not has_generic_labels(config) and sorted(theirs) != expected:
         raise _other_labels(theirs, task, name)
 
 

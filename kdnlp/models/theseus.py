@@ -91,6 +91,7 @@ def draw_replaced(seed: int, step: int, rate: float, num_slots: int) -> tuple[bo
     return tuple(bool(u < rate) for u in uniform)
 
 
+@torch.no_grad()
 def attach(
     successor: PreTrainedModel,
     predecessor: PreTrainedModel,
@@ -121,8 +122,7 @@ def attach(
     theirs, ours = find_layers(predecessor, stack), find_layers(successor, stack)
     check_successor(theirs, ours)
     sizes = resolve_slot_sizes(len(theirs.layers), len(ours.layers), slot_sizes)
-    if share_weights:
-        _share_weights(theirs, ours)
+    shared = _shared_weights(theirs, ours)
     layers = TheseusLayers(list(ours.layers), list(theirs.layers), sizes)
     # A key-value cache is indexed by the block's position, which shifts with the path.
     layers.use_cache = getattr(successor.config, "use_cache", None)
@@ -138,6 +138,9 @@ def attach(
     except BaseException:
         detach(successor)
         raise
+    if share_weights:
+        for tensor, source in shared:
+            tensor.copy_(source)
     return layers
 
 
@@ -193,6 +196,7 @@ def check_successor(predecessor: LayerStack, successor: LayerStack) -> None:
         "block class": (type(predecessor.layers[0]).__name__, type(successor.layers[0]).__name__),
         "vocabulary size": (theirs.vocab_size, ours.vocab_size),
         "label names": (theirs.id2label, ours.id2label),
+        "attention implementation": (theirs._attn_implementation, ours._attn_implementation),
         "kinds of block": _block_kinds(predecessor.model, successor.model),
     }
     for fact, (expected, got) in facts.items():
@@ -223,9 +227,12 @@ def _refuse_indexed_loops(stack: LayerStack) -> None:
         )
 
 
-@torch.no_grad()
-def _share_weights(predecessor: LayerStack, successor: LayerStack) -> None:
+def _shared_weights(
+    predecessor: LayerStack, successor: LayerStack
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Every tensor of the successor outside its blocks, and the predecessor's of that name."""
     theirs = predecessor.model.state_dict()
+    shared = []
     for name, tensor in successor.model.state_dict().items():
         if name.startswith(f"{successor.path}."):
             continue
@@ -236,7 +243,8 @@ def _share_weights(predecessor: LayerStack, successor: LayerStack) -> None:
                 f"{got}. Embeddings and head are the predecessor's; build the successor with "
                 "build_student(predecessor, num_layers=...)."
             )
-        tensor.copy_(theirs[name])
+        shared.append((tensor, theirs[name]))
+    return shared
 
 
 @torch.no_grad()

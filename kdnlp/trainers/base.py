@@ -78,15 +78,16 @@ class CompressionTrainer(Trainer):
         self.model_card: str | None = None
         self._recorded: dict[str, tuple[torch.Tensor | float, int]] = {}
         self._owns_output_dir = False
-        self._initial_losses = {n: copy.deepcopy(x.state_dict()) for n, x in self.losses.items()}
+        self._initial_losses: dict[str, dict[str, Any]] = {}
         self.is_in_train = False  # read by call_model_init, which Trainer's constructor calls
         if not isinstance(args, self.arguments_class):
             raise TypeError(
-                f"{type(self).__name__} needs {self.arguments_class.__name__}, got "
-                f"{type(args).__name__}. Its settings are fields of them."
+                f"{type(self).__name__} needs its training arguments, "
+                f"{self.arguments_class.__name__}, got {type(args).__name__}. Its settings are "
+                f"fields of them: {type(self).__name__}(..., args)."
             )
         if self.losses and partner is None:
-            raise TypeError(
+            raise ValueError(
                 f"The losses {', '.join(self.losses)} compare the model with a partner, got none. "
                 "Pass a partner, or use DistillationTrainer."
             )
@@ -109,6 +110,8 @@ class CompressionTrainer(Trainer):
             self.partner.requires_grad_(False)
             nn.Module.to(self.partner.eval(), self.args.device)
         self._check_model(self.student)
+        # A loss may make its parameters when it sees the models.
+        self._initial_losses = {n: copy.deepcopy(x.state_dict()) for n, x in self.losses.items()}
 
     @property
     def student(self) -> PreTrainedModel:
@@ -119,6 +122,8 @@ class CompressionTrainer(Trainer):
 
     def join(self, model: PreTrainedModel) -> None:
         """Register on `model` what trains beside it; `part` takes it off again."""
+        if self.partner is not None:
+            self.partner.eval()
         trainable = {n: loss for n, loss in self.losses.items() if list(loss.parameters())}
         if trainable:
             model.add_module(LOSS_MODULE, nn.ModuleDict(trainable).to(model.device))
@@ -156,9 +161,10 @@ class CompressionTrainer(Trainer):
         if not (resume_from_checkpoint or self._owns_output_dir):
             self._claim_output_dir()
         self._owns_output_dir = True
-        if self.model_init is None:
-            self.join(self.student)  # type: ignore[unreachable]
+        self._recorded = {}
         try:
+            if self.model_init is None:
+                self.join(self.student)  # type: ignore[unreachable]
             return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         finally:
             self.part(self.student)
@@ -178,7 +184,7 @@ class CompressionTrainer(Trainer):
     def _hp_search_setup(self, trial: Any) -> None:
         """Check a trial's arguments, and join its model again: they are set after it was built."""
         super()._hp_search_setup(trial)
-        if trial is not None:
+        if self.model_init is not None:
             self._check_arguments(self.args)
             self.part(self.student)
             self.join(self.student)
@@ -326,8 +332,8 @@ class CompressionTrainer(Trainer):
         half = {p.dtype for p in model.parameters() if p.requires_grad} & _HALF_PRECISION
         if half:
             logger.warning(
-                "The trained model's weights are %s: most updates are smaller than its rounding and "
-                "are lost. Load it with dtype=torch.float32, and use bf16=True for speed.",
+                "The trained model's weights are %s: most updates are smaller than its rounding, "
+                "and are lost. Load it with dtype=torch.float32, and use bf16=True for speed.",
                 ", ".join(map(str, half)),
             )
         for loss in self.losses.values():

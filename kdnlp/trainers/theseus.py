@@ -101,10 +101,10 @@ class TheseusTrainer(CompressionTrainer):
             parameter.requires_grad_(trains)
             if trains:
                 self._hooks.append(parameter.register_hook(self._stage_gate))
-        self.predecessor.train(self.args.predecessor_dropout)
         self._prepare_blocks(self.layers)
         self._announce(self.layers)
         super().join(model)
+        self.predecessor.train(self.args.predecessor_dropout)
 
     def part(self, model: PreTrainedModel) -> None:
         """Leave the successor a plain model whose parameters can all be trained further."""

@@ -19,7 +19,7 @@ def scores(value, metrics=("accuracy",)):
 
 def publish(row, folder, task=TASK, base_model="org/base", **overrides):
     partner = tiny_model("bert", 4)
-    trainer = build_trainer(TRAINER_ROWS[row], folder, partner, max_steps=2, **overrides)
+    trainer = build_trainer(TRAINER_ROWS[row], folder, partner, max_steps=3, **overrides)
     trainer.train()
     trainer.save_model()
     models = {"predecessor": partner, "successor": trainer.student}
@@ -98,5 +98,5 @@ def test_what_describes_the_run_holds_no_folder_and_no_token(row, tmp_path):
     text = str(report.to_dict())
     assert "hf_secret" not in text
     assert str(tmp_path) not in text
-    assert report.run["optimizer_steps"] == 2
+    assert report.run["optimizer_steps"] == 3
     assert report.run["seed"] == 3

@@ -19,6 +19,13 @@ from settings import TRAINER_ROWS, build_trainer, tiny_dataset, tiny_model
 from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
+# Paths are drawn, evenly, until step 6: before the kill, and after it.
+DRAWS = {
+    "replacing_schedule": "constant",
+    "initial_replacing_rate": 0.5,
+    "replacing_fraction": 0.7,
+}
+
 
 class Kill(TrainerCallback):
     """Ends the process halfway through step 5, one step after a checkpoint."""
@@ -32,8 +39,9 @@ def train(name, folder, kill):
     """Train a row of the settings table, with dropout on so that the random state matters."""
     partner = tiny_model("bert", 4)
     torch.manual_seed(11)
+    row = TRAINER_ROWS[name]
     trainer = build_trainer(
-        TRAINER_ROWS[name],
+        row,
         folder,
         partner,
         trainer_options={
@@ -45,6 +53,7 @@ def train(name, folder, kill):
         gradient_accumulation_steps=2,
         save_strategy="steps",
         save_steps=2,
+        **(DRAWS if row.trainer == "TheseusTrainer" else {}),
     )
     started = folder.is_dir() and get_last_checkpoint(str(folder)) is not None
     trainer.train(resume_from_checkpoint=started)

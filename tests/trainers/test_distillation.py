@@ -1,5 +1,8 @@
 """What only distillation does: the teacher's answers, their weight, and data without labels."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -124,11 +127,6 @@ def test_the_teacher_answers_without_dropout_and_the_same_in_every_step(tmp_path
     assert all(p.grad is None for p in teacher.parameters())
 
 
-@pytest.mark.xfail(
-    reason="the teacher is put in eval mode at construction only",
-    raises=AssertionError,
-    strict=True,
-)
 def test_a_teacher_put_in_training_mode_after_construction_answers_without_dropout(tmp_path):
     teacher = tiny_model("bert", 4, hidden_dropout_prob=0.5)
     loss = RecordingLoss()
@@ -434,18 +432,7 @@ class BuiltFromTheModels(ProjectedHidden):
         self.projection = torch.nn.Linear(student.hidden_size, teacher.hidden_size)
 
 
-@pytest.mark.parametrize(
-    "with_model_init",
-    [
-        False,
-        pytest.param(
-            True,
-            marks=pytest.mark.xfail(
-                reason="the losses' start is noted before prepare", raises=RuntimeError, strict=True
-            ),
-        ),
-    ],
-)
+@pytest.mark.parametrize("with_model_init", [False, True])
 def test_a_loss_may_take_its_widths_from_the_models(with_model_init, tmp_path):
     teacher = tiny_model("bert", 4, **NO_DROPOUT)
     options = {"model_init": lambda: build_student(teacher, 2)} if with_model_init else {}
@@ -483,23 +470,68 @@ def test_a_teacher_of_another_family_teaches_through_the_students_inputs(tmp_pat
     assert len(history(trainer, "loss_logits")) == 6
 
 
-HIDDEN_BY_THE_TEACHER = pytest.mark.xfail(
-    reason="the prepared teacher makes the Trainer take the student for prepared",
-    raises=AssertionError,
-    strict=True,
-)
-
-
-@pytest.mark.parametrize(
-    "precision",
-    [
-        pytest.param({}, id="fp32"),
-        pytest.param({"bf16": True}, id="bf16", marks=HIDDEN_BY_THE_TEACHER),
-    ],
-)
+@pytest.mark.parametrize("precision", [{}, {"bf16": True}], ids=["fp32", "bf16"])
 def test_evaluation_before_training_runs_in_the_precision_of_plain_finetuning(precision, tmp_path):
     teacher = tiny_model("bert", 4, **NO_DROPOUT)
     distilled = distillation(tmp_path / "a", teacher, **precision).evaluate()["eval_loss"]
     row = TRAINER_ROWS["finetuning"]
     plain = build_trainer(row, tmp_path / "b", teacher, **precision).evaluate()["eval_loss"]
     assert distilled == plain
+
+
+@pytest.mark.xfail(
+    reason="part takes the autocast off that later calls need", raises=AssertionError, strict=True
+)
+def test_evaluation_before_in_and_after_training_runs_in_one_precision(tmp_path):
+    trainer = distillation(
+        tmp_path, bf16=True, learning_rate=0.0, eval_strategy="steps", eval_steps=6
+    )
+    losses = [trainer.evaluate()["eval_loss"]]
+    trainer.train()
+    losses.append(trainer.evaluate()["eval_loss"])
+    losses.append(history(trainer, "eval_loss")[0])
+    assert len(set(losses)) == 1
+
+
+@pytest.mark.xfail(
+    reason="part takes the autocast off that later calls need", raises=AssertionError, strict=True
+)
+def test_a_second_run_of_one_trainer_trains_in_the_precision_of_the_first(tmp_path):
+    trainer = distillation(tmp_path, bf16=True, max_steps=1)
+    seen = []
+    trainer.student.classifier.register_forward_hook(lambda *args: seen.append(args[2].dtype))
+    trainer.train()
+    trainer.train()
+    assert seen == [torch.bfloat16] * 2
+
+
+@pytest.mark.xfail(
+    reason="the Trainer pushes a copy of the checkpoint, and saves its arguments anew",
+    raises=AssertionError,
+    strict=True,
+)
+def test_a_push_in_mid_training_holds_neither_the_token_nor_the_losses(tmp_path, monkeypatch):
+    pushed = []
+
+    class Hub:
+        def create_repo(self, *args, **kwargs):
+            return SimpleNamespace(repo_id="user/model")
+
+        def upload_folder(self, folder_path, **kwargs):
+            folder = Path(folder_path)
+            arguments = torch.load(folder / "training_args.bin", weights_only=False)
+            weights = load_file(folder / "model.safetensors")
+            pushed.append((arguments.hub_token, sorted(k for k in weights if "losses" in k)))
+            return SimpleNamespace(done=lambda: True, result=lambda: None)
+
+    monkeypatch.setattr("transformers.trainer.hf_api", Hub)
+    trainer = build_trainer(
+        TRAINER_ROWS["distillation-parameters"],
+        tmp_path,
+        push_to_hub=True,
+        hub_token="not-to-be-pushed",
+        save_strategy="steps",
+        save_steps=3,
+    )
+    trainer.train()
+    assert pushed == [(None, [])] * 2
