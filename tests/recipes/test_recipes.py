@@ -37,7 +37,7 @@ TRAIN_ROWS = {
     "cola": 8551, "sst2": 67349, "mrpc": 3668, "stsb": 5749, "qqp": 363846, "mnli": 392702,
     "qnli": 104743, "rte": 2490, "wnli": 635,
 }  # fmt: skip
-TINY = ("--max_steps", "2", "--use_cpu", "--disable_tqdm", "true", "--max_length", "48")
+TINY = ("--max_steps", "3", "--use_cpu", "--disable_tqdm", "true", "--max_length", "48")
 
 
 def load(name):
