@@ -44,6 +44,10 @@ class CompressionTrainingArguments(TrainingArguments):
         fields on a finished object.
         """
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the Hub's token: `training_args.bin` is pushed with the model."""
+        return {**vars(self), "hub_token": None}
+
     def for_baseline(self, output_dir: str) -> "CompressionTrainingArguments":
         """The same budget for plain fine-tuning into another folder, never pushed to the Hub.
 

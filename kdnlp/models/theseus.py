@@ -196,6 +196,7 @@ def check_successor(predecessor: LayerStack, successor: LayerStack) -> None:
         "block class": (type(predecessor.layers[0]).__name__, type(successor.layers[0]).__name__),
         "vocabulary size": (theirs.vocab_size, ours.vocab_size),
         "label names": (theirs.id2label, ours.id2label),
+        "dtype": (predecessor.model.dtype, successor.model.dtype),
         "attention implementation": (theirs._attn_implementation, ours._attn_implementation),
         "kinds of block": _block_kinds(predecessor.model, successor.model),
     }
@@ -302,12 +303,17 @@ def _borrowed_weights(
 
 
 def _probe_inputs(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """A few token ids, ending in the end-of-sequence token that some heads look for."""
+    """Token ids that end in the end-of-sequence token that some heads look for, once padded."""
     ids = torch.arange(3, 11, device=model.device) % model.config.vocab_size
     end = getattr(model.config, "eos_token_id", None)
     if isinstance(end, int):
         ids[-1] = end
-    inputs = {"input_ids": ids[None], "attention_mask": torch.ones_like(ids)[None]}
+    rows, mask = ids[None], torch.ones_like(ids)[None]
+    if isinstance(model.config.pad_token_id, int) and not model.config.is_encoder_decoder:
+        # A padded row: a block that misreads its mask differs only there.
+        rows, mask = rows.repeat(2, 1), mask.repeat(2, 1)
+        rows[1, 5:], mask[1, 5:] = model.config.pad_token_id, 0
+    inputs = {"input_ids": rows, "attention_mask": mask}
     if model.config.is_encoder_decoder:
-        inputs["decoder_input_ids"] = ids[None]
+        inputs["decoder_input_ids"] = rows
     return inputs

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import (
     PREFIX_CHECKPOINT_DIR,
+    EvalLoopOutput,
     TrainOutput,
     get_last_checkpoint,
 )
@@ -21,7 +22,7 @@ from transformers.utils import ModelOutput
 from kdnlp.arguments import CompressionTrainingArguments, DistillationTrainingArguments
 from kdnlp.losses import DistillationLoss
 from kdnlp.models.alignment import input_names
-from kdnlp.models.precision import restore_forward
+from kdnlp.models.precision import restore_forward, wrapped_forward
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +79,8 @@ class CompressionTrainer(Trainer):
         self.model_card: str | None = None
         self._recorded: dict[str, tuple[torch.Tensor | float, int]] = {}
         self._owns_output_dir = False
+        self._holds_other_run = False
+        self._prepared: tuple[nn.Module, dict[str, Any]] | None = None
         self._initial_losses: dict[str, dict[str, Any]] = {}
         self.is_in_train = False  # read by call_model_init, which Trainer's constructor calls
         if not isinstance(args, self.arguments_class):
@@ -122,6 +125,7 @@ class CompressionTrainer(Trainer):
 
     def join(self, model: PreTrainedModel) -> None:
         """Register on `model` what trains beside it; `part` takes it off again."""
+        self._in_training_precision(model)
         if self.partner is not None:
             self.partner.eval()
         trainable = {n: loss for n, loss in self.losses.items() if list(loss.parameters())}
@@ -130,9 +134,27 @@ class CompressionTrainer(Trainer):
 
     def part(self, model: PreTrainedModel) -> None:
         """Leave `model` a plain transformers model, in its own precision."""
+        if wrapped_forward(model):
+            self._prepared = model, wrapped_forward(model)
         restore_forward(model, {})
         if hasattr(model, LOSS_MODULE):
             delattr(model, LOSS_MODULE)
+
+    def _in_training_precision(self, model: nn.Module) -> bool:
+        """Put back what `part` took off, which accelerate would not put on a model twice."""
+        if self._prepared is None or self._prepared[0] is not model or wrapped_forward(model):
+            return False
+        restore_forward(model, self._prepared[1])
+        return True
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """Evaluate in the precision of training, after it too."""
+        put_back = self._in_training_precision(self.student)
+        try:
+            return super().evaluation_loop(*args, **kwargs)
+        finally:
+            if put_back:
+                restore_forward(self.student, {})
 
     def call_model_init(self, trial: Any = None) -> PreTrainedModel:
         """Build the model of a trial and check it as the constructor's is checked."""
@@ -158,8 +180,9 @@ class CompressionTrainer(Trainer):
                 `output_dir` holds another run and neither resuming nor overwriting was asked for.
         """
         self._check_arguments(self.args)
-        if not (resume_from_checkpoint or self._owns_output_dir):
-            self._claim_output_dir()
+        if not (resume_from_checkpoint or self._owns_output_dir or self.args.overwrite_output_dir):
+            check_output_dir(str(self.args.output_dir))
+        self._holds_other_run = not (resume_from_checkpoint or self._owns_output_dir)
         self._owns_output_dir = True
         self._recorded = {}
         try:
@@ -169,13 +192,12 @@ class CompressionTrainer(Trainer):
         finally:
             self.part(self.student)
 
-    def _claim_output_dir(self) -> None:
-        folder = str(self.args.output_dir)
-        if not self.args.overwrite_output_dir:
-            check_output_dir(folder)
-        elif self.is_world_process_zero():
+    def _remove_other_run(self) -> None:
+        """Remove an overwritten run's checkpoints, once nothing can refuse this one any more."""
+        self._holds_other_run = False
+        if self.is_world_process_zero():
             # A later "resume from the last" would take the other run's, where it went further.
-            for checkpoint in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+            for checkpoint in Path(str(self.args.output_dir)).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
                 number = checkpoint.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
                 if number.isdigit() and checkpoint.is_dir() and not checkpoint.is_symlink():
                     shutil.rmtree(checkpoint)
@@ -191,18 +213,19 @@ class CompressionTrainer(Trainer):
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Take no step beyond the last one: a run that is resumed at its end is done."""
+        if self._holds_other_run:
+            self._remove_other_run()
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
         else:
             super()._run_epoch(*args, **kwargs)
 
-    def _save(self, *args: Any, **kwargs: Any) -> None:
-        """Keep the Hub's token out of `training_args.bin`, which is pushed with the model."""
-        token, self.args.hub_token = self.args.hub_token, None
-        try:
-            super()._save(*args, **kwargs)
-        finally:
-            self.args.hub_token = token
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Push a plain model or none: checkpoints hold the losses' parameters too."""
+        if hasattr(self.student, LOSS_MODULE):
+            logger.warning("A loss with parameters trains along; the model is pushed at the end.")
+        else:
+            super()._push_from_checkpoint(checkpoint_folder)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save a plain model; checkpoints also hold the losses' parameters, to resume from."""

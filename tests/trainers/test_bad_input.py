@@ -392,9 +392,6 @@ def test_a_trial_trains_with_its_own_values_and_not_those_of_the_trial_before(tm
     assert seen == [([1, 3], {True})] * 2 + [([3, 1], {False})] * 2
 
 
-@pytest.mark.xfail(
-    reason="the folder is claimed before the run is joined", raises=AssertionError, strict=True
-)
 @pytest.mark.parametrize(
     "late", [{"slot_sizes": [1, 2]}, {"max_steps": 2}], ids=["slots", "too short for the ramp"]
 )

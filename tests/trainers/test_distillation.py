@@ -479,9 +479,6 @@ def test_evaluation_before_training_runs_in_the_precision_of_plain_finetuning(pr
     assert distilled == plain
 
 
-@pytest.mark.xfail(
-    reason="part takes the autocast off that later calls need", raises=AssertionError, strict=True
-)
 def test_evaluation_before_in_and_after_training_runs_in_one_precision(tmp_path):
     trainer = distillation(
         tmp_path, bf16=True, learning_rate=0.0, eval_strategy="steps", eval_steps=6
@@ -493,9 +490,6 @@ def test_evaluation_before_in_and_after_training_runs_in_one_precision(tmp_path)
     assert len(set(losses)) == 1
 
 
-@pytest.mark.xfail(
-    reason="part takes the autocast off that later calls need", raises=AssertionError, strict=True
-)
 def test_a_second_run_of_one_trainer_trains_in_the_precision_of_the_first(tmp_path):
     trainer = distillation(tmp_path, bf16=True, max_steps=1)
     seen = []
@@ -505,12 +499,10 @@ def test_a_second_run_of_one_trainer_trains_in_the_precision_of_the_first(tmp_pa
     assert seen == [torch.bfloat16] * 2
 
 
-@pytest.mark.xfail(
-    reason="the Trainer pushes a copy of the checkpoint, and saves its arguments anew",
-    raises=AssertionError,
-    strict=True,
-)
-def test_a_push_in_mid_training_holds_neither_the_token_nor_the_losses(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("row", "pushes"), [("distillation", 2), ("distillation-parameters", 0)])
+def test_a_push_in_mid_training_holds_neither_the_token_nor_the_losses(
+    row, pushes, tmp_path, monkeypatch
+):
     pushed = []
 
     class Hub:
@@ -526,7 +518,7 @@ def test_a_push_in_mid_training_holds_neither_the_token_nor_the_losses(tmp_path,
 
     monkeypatch.setattr("transformers.trainer.hf_api", Hub)
     trainer = build_trainer(
-        TRAINER_ROWS["distillation-parameters"],
+        TRAINER_ROWS[row],
         tmp_path,
         push_to_hub=True,
         hub_token="not-to-be-pushed",
@@ -534,4 +526,4 @@ def test_a_push_in_mid_training_holds_neither_the_token_nor_the_losses(tmp_path,
         save_steps=3,
     )
     trainer.train()
-    assert pushed == [(None, [])] * 2
+    assert pushed == [(None, [])] * pushes
