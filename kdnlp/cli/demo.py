@@ -32,6 +32,7 @@ from kdnlp.data.synthetic import (
     build_tokenizer,
     generate,
 )
+from kdnlp.data.task import Task
 from kdnlp.evaluation.evaluate import evaluate_model
 from kdnlp.evaluation.metrics import build_compute_metrics
 from kdnlp.hub.publish import publish_results
@@ -82,46 +83,11 @@ def main(command: str, argv: Sequence[str]) -> None:
         "data_collator": DataCollatorWithPadding(tokenizer),
         "compute_metrics": build_compute_metrics(task),
     }
-
-    def settings(name: str, budget: TrainingBudget) -> dict[str, Any]:
-        return _settings(folder / name, budget, options)
-
-    console.rule("1/4  the predecessor: 4 blocks, trained from scratch")
-    config = build_config()
-    config.update(head_config(task))
-    predecessor = BertForSequenceClassification(config)
-    args = CompressionTrainingArguments(**settings("predecessor", DEMO_BUDGET))
-    first = CompressionTrainer(predecessor, args, **inputs)
-    _train(first)
-
-    successor = build_student(predecessor, options.num_layers)
-    student, initial = copy.deepcopy(successor), copy.deepcopy(successor)
-    console.rule(f"2/4  BERT-of-Theseus: {options.num_layers} blocks replace 4")
-    theseus_args = TheseusTrainingArguments(
-        **settings("theseus", COMPRESSION_BUDGET),
-        initial_replacing_rate=0.5,
-        unfreeze_after_replacement=True,
-    )
-    theseus = TheseusTrainer(successor, predecessor, theseus_args, **inputs)
-    _train(theseus)
-    console.rule("3/4  distillation: the same initial model learns the predecessor's answers")
-    distill_args = DistillationTrainingArguments(**settings("distilled", COMPRESSION_BUDGET))
-    distilled = DistillationTrainer(student, predecessor, distill_args, **inputs)
-    _train(distilled)
-    console.rule("4/4  the baseline: the same initial model, fine-tuned")
-    baseline = CompressionTrainer(
-        initial, theseus_args.for_baseline(str(folder / "baseline")), **inputs
-    )
-    _train(baseline)
-
-    models: dict[str, PreTrainedModel] = {
-        "predecessor": predecessor,
-        "Theseus successor": theseus.student,
-        "distilled student": distilled.student,
-        "baseline": baseline.student,
-    }
+    predecessor = _train_predecessor(console, task, options, inputs)
+    theseus, others = _compress(console, predecessor, options, inputs)
+    models = {"predecessor": predecessor, "Theseus successor": theseus.student, **others}
     metrics = {
-        name: evaluate_model(model, theseus_args, splits, task, tokenizer)
+        name: evaluate_model(model, theseus.args, splits, task, tokenizer)
         for name, model in models.items()
     }
     origin = str(folder / "predecessor")
@@ -132,14 +98,50 @@ def main(command: str, argv: Sequence[str]) -> None:
     console.print(classify(EXAMPLE))
 
 
-def _train(trainer: CompressionTrainer) -> None:
+def _train_predecessor(
+    console: Console, task: Task, options: DemoOptions, inputs: dict[str, Any]
+) -> PreTrainedModel:
+    console.rule("1/4  the predecessor: 4 blocks, trained from scratch")
+    config = build_config()
+    config.update(head_config(task))
+    args = CompressionTrainingArguments(**_settings("predecessor", DEMO_BUDGET, options))
+    return _train(CompressionTrainer(BertForSequenceClassification(config), args, **inputs))
+
+
+def _compress(
+    console: Console, predecessor: PreTrainedModel, options: DemoOptions, inputs: dict[str, Any]
+) -> tuple[TheseusTrainer, dict[str, PreTrainedModel]]:
+    """The Theseus trainer, trained, and the student and the baseline beside it."""
+    successor = build_student(predecessor, options.num_layers)
+    student, initial = copy.deepcopy(successor), copy.deepcopy(successor)
+    console.rule(f"2/4  BERT-of-Theseus: {options.num_layers} blocks replace 4")
+    args = TheseusTrainingArguments(
+        **_settings("theseus", COMPRESSION_BUDGET, options),
+        initial_replacing_rate=0.5,
+        unfreeze_after_replacement=True,
+    )
+    theseus = TheseusTrainer(successor, predecessor, args, **inputs)
+    _train(theseus)
+    console.rule("3/4  distillation: the same initial model learns the predecessor's answers")
+    distill_args = DistillationTrainingArguments(
+        **_settings("distilled", COMPRESSION_BUDGET, options)
+    )
+    distilled = _train(DistillationTrainer(student, predecessor, distill_args, **inputs))
+    console.rule("4/4  the baseline: the same initial model, fine-tuned")
+    baseline_args = args.for_baseline(str(Path(options.output_dir, "baseline")))
+    baseline = _train(CompressionTrainer(initial, baseline_args, **inputs))
+    return theseus, {"distilled student": distilled, "baseline": baseline}
+
+
+def _train(trainer: CompressionTrainer) -> PreTrainedModel:
     trainer.train()
     trainer.save_model()
+    return trainer.student
 
 
-def _settings(folder: Path, budget: TrainingBudget, options: DemoOptions) -> dict[str, Any]:
+def _settings(name: str, budget: TrainingBudget, options: DemoOptions) -> dict[str, Any]:
     return {
-        "output_dir": str(folder),
+        "output_dir": str(Path(options.output_dir, name)),
         "overwrite_output_dir": True,
         "per_device_train_batch_size": budget.batch_size,
         "per_device_eval_batch_size": 100,
