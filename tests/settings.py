@@ -16,7 +16,16 @@ from kdnlp.arguments import (
     DistillationTrainingArguments,
     TheseusTrainingArguments,
 )
-from kdnlp.losses import LOSSES, DistillationLoss, LogitsLoss
+from kdnlp.losses import (
+    LOSSES,
+    CorrelationLoss,
+    DecoupledLoss,
+    DistillationLoss,
+    JensenShannonLoss,
+    LogitsLoss,
+    ReverseKLLoss,
+    TotalVariationLoss,
+)
 from kdnlp.models.student import build_student
 from kdnlp.trainers.base import CompressionTrainer
 
@@ -149,9 +158,17 @@ class LossRow:
 
     build: Callable[[], Any]
     shapes: dict[str, tuple[int, ...]] = field(default_factory=lambda: {"logits": (4, 3)})
+    of_the_batch: bool = False  # relates items to each other, so that accumulation changes it
 
 
-LOSS_ROWS = {"logits": LossRow(LogitsLoss)}
+LOSS_ROWS = {
+    "logits": LossRow(LogitsLoss),
+    "reverse_kl": LossRow(ReverseKLLoss),
+    "jensen_shannon": LossRow(JensenShannonLoss),
+    "total_variation": LossRow(TotalVariationLoss),
+    "decoupled": LossRow(DecoupledLoss),
+    "correlation": LossRow(CorrelationLoss, of_the_batch=True),
+}
 assert set(LOSS_ROWS) == set(LOSSES), "Every loss in LOSSES needs a row in tests/settings.py"
 
 
@@ -176,6 +193,7 @@ class TrainerRow:
     trainer: str
     arguments: dict[str, Any] = field(default_factory=dict)
     losses: Callable[[], dict[str, DistillationLoss]] | None = None
+    of_the_batch: bool = False
 
 
 TRAINER_ROWS = {
@@ -184,6 +202,15 @@ TRAINER_ROWS = {
         "DistillationTrainer",
         {"temperature": 3.0, "final_temperature": 1.0, "loss_weights": "task=0.3,logits=0.7"},
     ),
+    **{
+        f"distillation-{name}": TrainerRow(
+            "DistillationTrainer",
+            losses=lambda build=row.build: {"loss": build()},
+            of_the_batch=row.of_the_batch,
+        )
+        for name, row in LOSS_ROWS.items()
+        if name != "logits"
+    },
     "distillation-parameters": TrainerRow(
         "DistillationTrainer", losses=lambda: {"hidden": ProjectedHidden()}
     ),

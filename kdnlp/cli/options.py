@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from kdnlp.losses import LOSSES
+
 
 @dataclass(kw_only=True)
 class DataOptions:
@@ -79,7 +81,10 @@ class CompressionOptions(ModelOptions):
     )
     losses: str | None = field(
         default=None,
-        metadata={"help": "Distillation losses by name, such as logits; `distill` has it anyway."},
+        metadata={
+            "help": f"Distillation losses by name, with commas, out of {', '.join(LOSSES)}. Default: "
+            "logits for `distill`, none for `theseus`."
+        },
     )
     baseline: bool = field(
         default=True,

@@ -53,3 +53,51 @@ class DistillationLoss(nn.Module):
     def config(self) -> dict[str, Any]:
         """The settings that rebuild this loss, as plain values for the card and the log."""
         return {}
+
+
+def require_classes(config: PretrainedConfig, loss: str) -> None:
+    """Raise `ValueError` if the student's task is not the choice of one class.
+
+    For losses that compare distributions over classes: one logit has no distribution, and the
+    labels of a multi-label task have one each.
+    """
+    problem = config.problem_type or ("regression" if config.num_labels == 1 else None)
+    if problem not in (None, "single_label_classification"):
+        raise ValueError(
+            f"{loss} compares probabilities of classes that exclude each other, got a task of the "
+            f"kind {problem!r}. A softmax over its logits would teach nothing or the wrong thing; "
+            "use LogitsLoss, which knows every kind."
+        )
+
+
+def check_class_logits(
+    student: torch.Tensor, teacher: torch.Tensor, temperature: float = 1.0
+) -> None:
+    """Raise `ValueError` unless both are logits of one shape (..., labels), two labels or more."""
+    check_logits(student, teacher, temperature)
+    if student.size(-1) < 2:
+        raise ValueError(
+            "Expected at least 2 labels, got 1. A softmax over one logit is always 1, so the loss "
+            "would be constant and teach nothing; use mean squared error for regression."
+        )
+
+
+def check_logits(student: torch.Tensor, teacher: torch.Tensor, temperature: float = 1.0) -> None:
+    """Raise `ValueError` unless both are logits of one shape and the temperature is in range."""
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"Student and teacher logits must have one shape (..., labels), got "
+            f"{tuple(student.shape)} and {tuple(teacher.shape)}. Broadcasting would compare "
+            "different items or labels; align the models' labels first."
+        )
+    check_temperature(temperature)
+
+
+def check_temperature(temperature: float) -> None:
+    """Raise `ValueError` unless the temperature is above 0 and finite."""
+    if not 0 < temperature < float("inf"):
+        raise ValueError(
+            f"temperature must be finite and above 0, got {temperature}. Logits are divided by it: "
+            "zero gives infinities and a negative one teaches the opposite of the teacher. Values "
+            "from 1 to 10 are usual."
+        )

@@ -8,7 +8,12 @@ import torch.nn.functional as F
 from transformers import PretrainedConfig
 from transformers.utils import ModelOutput
 
-from kdnlp.losses.base import DistillationLoss
+from kdnlp.losses.base import (
+    DistillationLoss,
+    check_class_logits,
+    check_logits,
+    check_temperature,
+)
 
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 
@@ -33,15 +38,10 @@ def soft_target_kl(
     Raises:
         ValueError: if the shapes differ, there is one label, or the temperature is not positive.
     """
-    _check_logits(student_logits, teacher_logits, temperature)
-    if student_logits.size(-1) == 1:
-        raise ValueError(
-            "soft_target_kl expects at least 2 labels, got 1. A softmax over one logit is always "
-            "1, so the loss would be 0 and teach nothing; use mean squared error for regression."
-        )
+    check_class_logits(student_logits, teacher_logits, temperature)
     student_log_probs = F.log_softmax(student_logits / temperature, dim=-1)
     teacher_log_probs = F.log_softmax(teacher_logits / temperature, dim=-1)
-    return _kl_terms(teacher_log_probs, student_log_probs).sum(-1).mean() * (temperature**2)
+    return kl_terms(teacher_log_probs, student_log_probs).sum(-1).mean() * (temperature**2)
 
 
 def soft_target_sigmoid_kl(
@@ -63,10 +63,10 @@ def soft_target_sigmoid_kl(
     Raises:
         ValueError: if the shapes differ or the temperature is not positive.
     """
-    _check_logits(student_logits, teacher_logits, temperature)
+    check_logits(student_logits, teacher_logits, temperature)
     student, teacher = student_logits / temperature, teacher_logits / temperature
-    divergence = _kl_terms(F.logsigmoid(teacher), F.logsigmoid(student))
-    divergence = divergence + _kl_terms(F.logsigmoid(-teacher), F.logsigmoid(-student))
+    divergence = kl_terms(F.logsigmoid(teacher), F.logsigmoid(student))
+    divergence = divergence + kl_terms(F.logsigmoid(-teacher), F.logsigmoid(-student))
     return divergence.mean() * temperature**2
 
 
@@ -96,8 +96,8 @@ class LogitsLoss(DistillationLoss):
         self, temperature: float | None = None, problem_type: ProblemType | None = None
     ) -> None:
         super().__init__()
-        if temperature is not None and not 0 < temperature < float("inf"):
-            raise ValueError(_temperature_message(temperature))
+        if temperature is not None:
+            check_temperature(temperature)
         self.fixed_temperature = temperature
         self.problem_type = problem_type
 
@@ -113,7 +113,7 @@ class LogitsLoss(DistillationLoss):
         temperature = self.fixed_temperature or self.temperature
         problem_type = self.problem_type or _infer_problem_type(student["logits"], batch)
         if problem_type == "regression":
-            _check_logits(student["logits"], teacher["logits"], temperature)
+            check_logits(student["logits"], teacher["logits"], temperature)
             return F.mse_loss(student["logits"], teacher["logits"])
         if problem_type == "multi_label_classification":
             return soft_target_sigmoid_kl(student["logits"], teacher["logits"], temperature)
@@ -133,27 +133,8 @@ def _infer_problem_type(logits: torch.Tensor, batch: Mapping[str, torch.Tensor])
     return "single_label_classification"
 
 
-def _kl_terms(teacher_log_probs: torch.Tensor, student_log_probs: torch.Tensor) -> torch.Tensor:
+def kl_terms(teacher_log_probs: torch.Tensor, student_log_probs: torch.Tensor) -> torch.Tensor:
     """`p * (log p - log q)` per outcome, 0 where `p` is 0."""
     teacher_probs = teacher_log_probs.exp()
     terms = teacher_probs * (teacher_log_probs - student_log_probs)
     return torch.where(teacher_probs > 0, terms, torch.zeros_like(terms))
-
-
-def _check_logits(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> None:
-    if student.shape != teacher.shape:
-        raise ValueError(
-            f"Student and teacher logits must have one shape (..., labels), got "
-            f"{tuple(student.shape)} and {tuple(teacher.shape)}. Broadcasting would compare "
-            "different items or labels; align the models' labels first."
-        )
-    if not 0 < temperature < float("inf"):
-        raise ValueError(_temperature_message(temperature))
-
-
-def _temperature_message(temperature: float) -> str:
-    return (
-        f"temperature must be finite and above 0, got {temperature}. Logits are divided by it: "
-        "zero gives infinities and a negative one teaches the opposite of the teacher. Values from "
-        "1 to 10 are usual."
-    )

@@ -10,8 +10,15 @@ from kdnlp.arguments import (
     DistillationTrainingArguments,
     TheseusTrainingArguments,
 )
-from kdnlp.cli.options import DataOptions, DistillOptions, FinetuneOptions, TheseusOptions
+from kdnlp.cli.options import (
+    CompressionOptions,
+    DataOptions,
+    DistillOptions,
+    FinetuneOptions,
+    TheseusOptions,
+)
 from kdnlp.cli.parsing import COMMON_TRAINING_FLAGS, parse_arguments
+from kdnlp.losses import LOSSES
 
 COMMANDS = {
     "finetune": (FinetuneOptions, DataOptions, CompressionTrainingArguments),
@@ -319,3 +326,8 @@ def test_a_required_field_and_a_list_parse_in_a_dataclass_of_the_users(tmp_path)
     )
     assert (script.model, script.text_columns, script.size) == ("m", ["a", "b"], 6)
     assert args.output_dir == str(tmp_path)
+
+
+def test_the_help_names_every_loss():
+    text = CompressionOptions.__dataclass_fields__["losses"].metadata["help"]
+    assert all(name in text for name in LOSSES)

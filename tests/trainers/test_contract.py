@@ -39,6 +39,8 @@ def test_training_moves_the_student_and_leaves_the_partner_bit_identical(row, tm
 
 @ROWS
 def test_accumulation_changes_neither_the_loss_nor_the_gradient_norm(row, tmp_path):
+    if row.of_the_batch:
+        pytest.skip("the loss relates the items of a batch to each other")
     runs = []
     for batch, steps in ((8, 1), (2, 4)):
         trainer = build_trainer(

@@ -1,0 +1,100 @@
+"""Correlation instead of equality: the teacher's ranking within and across items (DIST)."""
+
+from typing import Any
+
+import torch
+
+from kdnlp.losses.base import check_class_logits
+from kdnlp.losses.class_logits import ClassLogitsLoss
+
+
+def pearson_distance(student: torch.Tensor, teacher: torch.Tensor, dim: int) -> torch.Tensor:
+    """`1 - Pearson correlation` along `dim`, mean over the rest; a constant row counts as 1.
+
+    Args:
+        student: any shape.
+        teacher: the same shape.
+        dim: the dimension that is correlated, of at least 2 entries.
+
+    Returns:
+        A scalar in [0, 2].
+    """
+    student = student - student.mean(dim, keepdim=True)
+    teacher = teacher - teacher.mean(dim, keepdim=True)
+    return 1 - torch.cosine_similarity(student, teacher, dim=dim, eps=1e-8).mean()
+
+
+def correlation_distance(
+    student_logits: torch.Tensor,
+    teacher_logits: torch.Tensor,
+    beta: float = 1.0,
+    gamma: float = 1.0,
+    temperature: float = 1.0,
+) -> torch.Tensor:
+    """`T^2 * (beta * distance over labels, per item + gamma * distance over items, per label)`.
+
+    Args:
+        student_logits: shape (items, labels), at least two labels.
+        teacher_logits: the same shape.
+        beta: weight of the relation between the labels of an item.
+        gamma: weight of the relation between the items for a label; 0 in effect for one item.
+        temperature: above 0.
+
+    Returns:
+        A scalar, at least 0.
+
+    Raises:
+        ValueError: if the shapes differ, there is one label, or the temperature is not positive.
+    """
+    check_class_logits(student_logits, teacher_logits, temperature)
+    student = (student_logits / temperature).softmax(-1)
+    teacher = (teacher_logits / temperature).softmax(-1)
+    distance = beta * pearson_distance(student, teacher, dim=-1)
+    if student.size(0) > 1:
+        distance = distance + gamma * pearson_distance(student, teacher, dim=0)
+    return distance * temperature**2
+
+
+class CorrelationLoss(ClassLogitsLoss):
+    """Match the teacher up to scale and shift, for teachers much stronger than the student.
+
+    Reads `logits`, shape (batch, labels). The relation across items is of the batch: it needs more
+    than one item, and gradient accumulation does not make the batch larger for it. With two labels
+    the relation between labels only says which one is preferred.
+
+    Args:
+        beta: weight of the relation between the labels of an item.
+        gamma: weight of the relation between the items for a label.
+        temperature: a fixed temperature; `None` takes the run's.
+
+    Source: Huang, You, Wang, Qian, Xu 2022, "Knowledge Distillation from A Stronger Teacher",
+    NeurIPS, arXiv 2205.10536, eq. 8 to 10.
+    """
+
+    citation = """@inproceedings{huang2022stronger,
+  title={Knowledge Distillation from A Stronger Teacher},
+  author={Huang, Tao and You, Shan and Wang, Fei and Qian, Chen and Xu, Chang},
+  booktitle={Advances in Neural Information Processing Systems},
+  year={2022}
+}"""
+
+    def __init__(
+        self, beta: float = 1.0, gamma: float = 1.0, temperature: float | None = None
+    ) -> None:
+        super().__init__(temperature)
+        if beta < 0 or gamma < 0 or beta + gamma == 0:
+            raise ValueError(
+                f"beta and gamma must be at least 0 and not both 0, got {beta} and {gamma}. A "
+                "negative weight would teach the opposite of the teacher's order."
+            )
+        self.beta, self.gamma = beta, gamma
+
+    def compare(
+        self, student: torch.Tensor, teacher: torch.Tensor, temperature: float
+    ) -> torch.Tensor:
+        """Correlation distance of the two distributions."""
+        return correlation_distance(student, teacher, self.beta, self.gamma, temperature)
+
+    def config(self) -> dict[str, Any]:
+        """The two weights and the fixed temperature."""
+        return {"beta": self.beta, "gamma": self.gamma, **super().config()}
