@@ -82,8 +82,8 @@ class CompressionOptions(ModelOptions):
     losses: str | None = field(
         default=None,
         metadata={
-            "help": f"Distillation losses by name, with commas, out of {', '.join(LOSSES)}. Default: "
-            "logits for `distill`, none for `theseus`."
+            "help": f"Distillation losses, with commas, out of {', '.join(LOSSES)}; default logits "
+            "for `distill`, none for `theseus`."
         },
     )
     baseline: bool = field(
