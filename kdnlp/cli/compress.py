@@ -7,12 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers import (
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    set_seed,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from kdnlp.arguments import (
     CompressionTrainingArguments,
@@ -110,14 +105,13 @@ def build_smaller(
     """The student or successor before training: the original's blocks, or a model of its own."""
     student = getattr(options, "student", None)
     if student is not None:
-        check_same_tokens(tokenizer, AutoTokenizer.from_pretrained(student), student)
-        model, _ = load_for_finetuning(student, task)
+        model, own_tokenizer = load_for_finetuning(student, task)
+        check_same_tokens(tokenizer, own_tokenizer, student)
         return model
-    blocks = len(find_layers(original).layers)
     num_layers = options.num_layers
     init_layers = parse_init_layers(options.init_layers)
     if num_layers is None and isinstance(init_layers, str):
-        num_layers = max(1, blocks // 2)
+        num_layers = max(1, len(find_layers(original).layers) // 2)
     return build_student(original, num_layers, init_layers)
 
 

@@ -22,7 +22,7 @@ from kdnlp.data.task import Task
 from kdnlp.evaluation.metrics import build_compute_metrics
 from kdnlp.evaluation.report import CompressionReport
 from kdnlp.evaluation.tables import report_table
-from kdnlp.trainers.base import check_output_dir
+from kdnlp.trainers.output_dir import check_output_dir
 
 SECRET_FLAGS = ("--hub_token", "--hub-token")
 

@@ -16,6 +16,7 @@ from transformers.trainer_utils import IntervalStrategy
 from kdnlp.data.task import Task
 from kdnlp.evaluation.metrics import build_compute_metrics
 from kdnlp.models.precision import restore_forward, wrapped_forward
+from kdnlp.profiling.forward import evaluating
 
 
 def evaluate_model(
@@ -42,7 +43,7 @@ def evaluate_model(
     # A full half-precision evaluation would cast the caller's model for good.
     quiet.bf16_full_eval = quiet.fp16_full_eval = False
     quiet.eval_strategy = IntervalStrategy.NO  # a schedule of evaluations asks for an eval_dataset
-    training, wrapped = model.training, wrapped_forward(model)
+    wrapped = wrapped_forward(model)
     trainer = Trainer(
         model,
         quiet,
@@ -53,9 +54,9 @@ def evaluate_model(
     trainer.model_accepts_loss_kwargs = False
     names = (*task.metrics, "score", "loss")
     results = {}
-    for split in task.eval_splits:
-        values = trainer.evaluate(splits[split])
-        results[split] = {name: float(values[f"eval_{name}"]) for name in names}
-    model.train(training)
+    with evaluating(model):
+        for split in task.eval_splits:
+            values = trainer.evaluate(splits[split])
+            results[split] = {name: float(values[f"eval_{name}"]) for name in names}
     restore_forward(model, wrapped)
     return results

@@ -113,9 +113,5 @@ def _argument_rows(run: dict[str, Any]) -> list[tuple[str, Any]]:
 def _inputs(run: dict[str, Any]) -> str:
     columns = " and ".join(f"`{column}`" for column in run["text_columns"])
     call = "tokenizer(first, second)" if len(run["text_columns"]) == 2 else "tokenizer(text)"
-    return (
-        f"Input: {columns}, as `{call}`, cut at {run['max_length']} tokens in training. A "
-        "regression's only logit is the score."
-        if not run["label_names"]
-        else f"Input: {columns}, as `{call}`, cut at {run['max_length']} tokens in training."
-    )
+    meaning = "" if run["label_names"] else " The only logit is the predicted number."
+    return f"Input: {columns}, as `{call}`, cut at {run['max_length']} tokens in training.{meaning}"

@@ -19,7 +19,8 @@ def jensen_shannon(
     """`T^2 * (beta * KL(p || m) + (1 - beta) * KL(q || m))`, `m = beta * p + (1 - beta) * q`.
 
     `p` is the teacher's distribution, `q` the student's; mean over items. Bounded by `T^2 * log 2`.
-    Near `beta` 0 it behaves like forward KL times `beta`, near 1 like reverse KL.
+    Near `beta` 0 it behaves like forward KL times `beta`, near 1 like reverse
+    KL times `1 - beta`.
 
     Args:
         student_logits: shape (..., labels), at least two labels.

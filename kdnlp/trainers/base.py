@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -11,18 +10,14 @@ import torch
 from accelerate.utils import convert_to_fp32
 from torch import nn
 from transformers import PreTrainedModel, Trainer
-from transformers.trainer_utils import (
-    PREFIX_CHECKPOINT_DIR,
-    EvalLoopOutput,
-    TrainOutput,
-    get_last_checkpoint,
-)
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from transformers.utils import ModelOutput
 
 from kdnlp.arguments import CompressionTrainingArguments, DistillationTrainingArguments
 from kdnlp.losses import DistillationLoss
 from kdnlp.models.alignment import input_names
 from kdnlp.models.precision import restore_forward, wrapped_forward
+from kdnlp.trainers.output_dir import check_output_dir, remove_checkpoints
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +44,7 @@ class CompressionTrainer(Trainer):
     Args:
         model: the model to train; leave it out with `model_init`.
         args: the training arguments.
-        partner: the frozen teacher or predecessor. It is placed by the accelerator, kept out of
+        partner: the frozen teacher or predecessor. It is moved to the run's device, kept out of
             the trained model, and its parameters no longer require gradients.
         losses: losses by name, beside `task`.
         **kwargs: everything else that `Trainer` takes.
@@ -83,19 +78,7 @@ class CompressionTrainer(Trainer):
         self._prepared: tuple[nn.Module, dict[str, Any]] | None = None
         self._initial_losses: dict[str, dict[str, Any]] = {}
         self.is_in_train = False  # read by call_model_init, which Trainer's constructor calls
-        if not isinstance(args, self.arguments_class):
-            raise TypeError(
-                f"{type(self).__name__} needs its training arguments, "
-                f"{self.arguments_class.__name__}, got {type(args).__name__}. Its settings are "
-                f"fields of them: {type(self).__name__}(..., args)."
-            )
-        if self.losses and partner is None:
-            raise ValueError(
-                f"The losses {', '.join(self.losses)} compare the model with a partner, got none. "
-                "Pass a partner, or use DistillationTrainer."
-            )
-        _check_processes(args)
-        self._check_arguments(args)
+        args = self._checked(args)
         # The stock default searches for unused parameters, and would count those that a loss
         # reaches outside the model's forward twice.
         if args.ddp_find_unused_parameters is None:
@@ -182,7 +165,8 @@ class CompressionTrainer(Trainer):
         self._check_arguments(self.args)
         if not (resume_from_checkpoint or self._owns_output_dir or self.args.overwrite_output_dir):
             check_output_dir(str(self.args.output_dir))
-        self._holds_other_run = not (resume_from_checkpoint or self._owns_output_dir)
+        overwrites = self.args.overwrite_output_dir and not resume_from_checkpoint
+        self._holds_other_run = overwrites and not self._owns_output_dir
         self._owns_output_dir = True
         self._recorded = {}
         try:
@@ -191,17 +175,6 @@ class CompressionTrainer(Trainer):
             return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         finally:
             self.part(self.student)
-
-    def _remove_other_run(self) -> None:
-        """Remove an overwritten run's checkpoints, once nothing can refuse this one any more."""
-        self._holds_other_run = False
-        if self.is_world_process_zero():
-            # A later "resume from the last" would take the other run's, where it went further.
-            for checkpoint in Path(str(self.args.output_dir)).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-                number = checkpoint.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
-                if number.isdigit() and checkpoint.is_dir() and not checkpoint.is_symlink():
-                    shutil.rmtree(checkpoint)
-        self.accelerator.wait_for_everyone()
 
     def _hp_search_setup(self, trial: Any) -> None:
         """Check a trial's arguments, and join its model again: they are set after it was built."""
@@ -214,7 +187,11 @@ class CompressionTrainer(Trainer):
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Take no step beyond the last one: a run that is resumed at its end is done."""
         if self._holds_other_run:
-            self._remove_other_run()
+            # Only now: nothing can refuse this run any more.
+            self._holds_other_run = False
+            if self.is_world_process_zero():
+                remove_checkpoints(str(self.args.output_dir))
+            self.accelerator.wait_for_everyone()
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
         else:
@@ -340,7 +317,23 @@ class CompressionTrainer(Trainer):
             readme = Path(str(self.args.output_dir), "README.md")
             readme.write_text(self.model_card, encoding="utf-8")
 
-    # Checks that subclasses extend.
+    # Checks, some of which subclasses extend.
+
+    def _checked(self, args: Any) -> CompressionTrainingArguments:
+        if not isinstance(args, self.arguments_class):
+            raise TypeError(
+                f"{type(self).__name__} needs its training arguments, "
+                f"{self.arguments_class.__name__}, got {type(args).__name__}. Its settings are "
+                f"fields of them: {type(self).__name__}(..., args)."
+            )
+        if self.losses and self.partner is None:
+            raise ValueError(
+                f"The losses {', '.join(self.losses)} compare the model with a partner, got none. "
+                "Pass a partner, or use DistillationTrainer."
+            )
+        _check_processes(args)
+        self._check_arguments(args)
+        return args
 
     def _check_arguments(self, args: CompressionTrainingArguments) -> None:
         args.check()
@@ -362,23 +355,6 @@ class CompressionTrainer(Trainer):
         for loss in self.losses.values():
             assert self.partner is not None
             loss.prepare(model.config, self.partner.config)
-
-
-def check_output_dir(output_dir: str) -> None:
-    """Raise `ValueError` if `output_dir` already holds the results of a run."""
-    folder = Path(output_dir)
-    names = ("model.safetensors", "model.safetensors.index.json", "report.json")
-    traces = [name for name in names if (folder / name).exists()]
-    checkpoint = get_last_checkpoint(output_dir) if folder.is_dir() else None
-    if checkpoint is not None:
-        traces.append(Path(checkpoint).name)
-    if traces:
-        resume = "" if checkpoint is None else "go on with resume_from_checkpoint, "
-        raise ValueError(
-            f"output_dir {output_dir} already holds another run ({', '.join(traces)}). Its results "
-            f"would be mixed with this one's. Choose another output_dir, {resume}or pass "
-            "overwrite_output_dir=True."
-        )
 
 
 def _named_losses(losses: Mapping[str, DistillationLoss] | None) -> dict[str, DistillationLoss]:

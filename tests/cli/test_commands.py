@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertModel
 
 from kdnlp.cli import compress, demo, main, steps
+from kdnlp.cli.options import DataOptions
 from kdnlp.data.synthetic import build_config, build_tokenizer, generate
 from kdnlp.data.tables import read_tables
 from kdnlp.evaluation import tables
@@ -578,3 +579,10 @@ def test_the_trainers_of_the_two_commands_are_not_mixed_up(theseus, distilled):
     assert CompressionReport.load(theseus).run["method"] == TheseusTrainer.method
     assert "replacing_fraction" in CompressionReport.load(theseus).run["arguments"]
     assert "replacing_fraction" not in CompressionReport.load(distilled).run["arguments"]
+
+
+def test_runs_with_other_seeds_are_measured_on_the_same_rows_of_an_own_table(table):
+    options = DataOptions(train_file=str(table), text_columns=["review"], label_column="verdict")
+    rows = [steps.load_task(options, seed)[1] for seed in (1, 2)]
+    held_out = [list(splits["validation"]["review"]) for splits in rows]
+    assert held_out[0] == held_out[1]
