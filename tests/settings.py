@@ -18,9 +18,13 @@ from kdnlp.arguments import (
 )
 from kdnlp.losses import (
     LOSSES,
+    AttentionLoss,
+    AttentionScoresLoss,
     CorrelationLoss,
     DecoupledLoss,
     DistillationLoss,
+    HiddenCosineLoss,
+    HiddenLoss,
     JensenShannonLoss,
     LogitsLoss,
     ReverseKLLoss,
@@ -154,10 +158,9 @@ def tiny_batch(batch_size: int = 3, length: int = 7, seed: int = 0) -> dict[str,
 
 @dataclass(frozen=True)
 class LossRow:
-    """How to build a loss and which outputs it gets in the tests."""
+    """How to build a loss."""
 
     build: Callable[[], Any]
-    shapes: dict[str, tuple[int, ...]] = field(default_factory=lambda: {"logits": (4, 3)})
     of_the_batch: bool = False  # relates items to each other, so that accumulation changes it
 
 
@@ -168,6 +171,10 @@ LOSS_ROWS = {
     "total_variation": LossRow(TotalVariationLoss),
     "decoupled": LossRow(DecoupledLoss),
     "correlation": LossRow(CorrelationLoss, of_the_batch=True),
+    "hidden": LossRow(HiddenLoss),
+    "hidden_cosine": LossRow(HiddenCosineLoss),
+    "attention": LossRow(AttentionLoss),
+    "attention_scores": LossRow(AttentionScoresLoss),
 }
 assert set(LOSS_ROWS) == set(LOSSES), "Every loss in LOSSES needs a row in tests/settings.py"
 

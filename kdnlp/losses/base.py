@@ -1,12 +1,24 @@
 """What every distillation loss is."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from transformers import PretrainedConfig
-from transformers.utils import ModelOutput
+
+from kdnlp.models.heads import TASK_KINDS, UNITS
+
+ALL_TASKS = frozenset(TASK_KINDS)
+CHOICE_TASKS = ALL_TASKS - {"multi_label_classification", "regression"}
+"""Tasks that choose one class an item: a softmax over the logits is a distribution."""
+ENCODED_TASKS = ALL_TASKS - {"seq2seq_lm"}
+"""Tasks of models with one stack of blocks, where "layer 3" is unambiguous."""
+
+FIELDS = ("logits", "hidden_states", "attentions", "scores", "queries", "keys", "values")
+
+Outputs = Mapping[str, Any]
+Layers = tuple[Sequence[int], Sequence[int]]
 
 
 class DistillationLoss(nn.Module):
@@ -14,36 +26,73 @@ class DistillationLoss(nn.Module):
 
     A subclass is one file: a pure function of tensors, and a class that stores its settings and
     calls it. Parameters of its own (a projection between widths, say) train with the student and
-    are left out of the exported model.
+    are left out of the exported model; it makes them in `prepare` at the latest.
 
     Attributes:
-        needs: the fields of the models' outputs that `forward` reads: `"logits"`,
-            `"hidden_states"`, `"attentions"`. The trainer asks both models for the union.
+        needs: the fields of the models' outputs that `forward` reads, out of `FIELDS`.
+        needs_teacher: `False` for a loss that reads the student and the labels alone.
+        tasks: the kinds of task for which it makes sense, out of `TASK_KINDS`.
+        unit: what it is a mean over, out of `UNITS`: examples (`"rows"`), predictions that count
+            (`"items"`), or attended positions (`"tokens"`). The trainer weighs by it, so that the
+            mean is that of the whole optimizer step.
         citation: BibTeX of the source, for the model card.
         temperature: set by the trainer before every step from the run's temperature schedule;
             a loss that has no temperature ignores it.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"logits"})
+    needs: frozenset[str] = frozenset({"logits"})
+    needs_teacher: ClassVar[bool] = True
+    tasks: ClassVar[frozenset[str]] = ALL_TASKS
+    unit: ClassVar[str] = UNITS[1]
     citation: ClassVar[str] = ""
     temperature: float = 1.0
+    task: str = TASK_KINDS[0]
 
-    def prepare(self, student: PretrainedConfig, teacher: PretrainedConfig) -> None:
+    def prepare(
+        self, student: PretrainedConfig, teacher: PretrainedConfig | None, task: str
+    ) -> None:
         """Look at both models once, before training.
+
+        Args:
+            student: the student's configuration.
+            teacher: the teacher's; `None` without one.
+            task: the kind of task, out of `TASK_KINDS`.
 
         Raises:
             ValueError: if the loss cannot teach this student from this teacher.
         """
+        if task not in self.tasks:
+            raise ValueError(
+                f"{type(self).__name__} teaches {', '.join(sorted(self.tasks))}, got a task of the "
+                f"kind {task!r}. What it compares would mean nothing there; LogitsLoss knows every "
+                "kind."
+            )
+        self.task = task
+
+    def layers(self) -> dict[str, Layers]:
+        """The student's and the teacher's layers that are read, by field of `needs` but logits.
+
+        Layer i of the hidden states is the output of block i, counted from 1, and 0 the
+        embeddings; layer i of any other field belongs to block i. The trainer keeps only what is
+        asked for. A field that is left out is kept whole.
+        """
+        return {}
 
     def forward(
-        self, student: ModelOutput, teacher: ModelOutput, batch: Mapping[str, torch.Tensor]
+        self, student: Outputs, teacher: Outputs, batch: Mapping[str, torch.Tensor]
     ) -> torch.Tensor:
         """The loss of one batch.
 
         Args:
-            student: the student's outputs, with gradients.
-            teacher: the teacher's outputs, without.
-            batch: the student's inputs and labels.
+            student: the student's outputs, with gradients. `logits` has the shape
+                (*items, labels), see `kdnlp.models.heads.as_items`. Any other field is indexed by
+                layer: `hidden_states`, `queries`, `keys` and `values` (batch, length, width), the
+                last three before any rotary embedding; `attentions` (batch, heads, length,
+                length), rows that sum to 1, before dropout; `scores` what these are the softmax
+                of, before the mask.
+            teacher: the teacher's, without gradients.
+            batch: the student's inputs and labels. `item_mask`, where it is there, has the shape
+                of the items and says which count; `attention_mask` is (batch, length).
 
         Returns:
             A scalar: the mean over the batch's valid items.
@@ -55,19 +104,17 @@ class DistillationLoss(nn.Module):
         return {}
 
 
-def require_classes(config: PretrainedConfig, loss: str) -> None:
-    """Raise `ValueError` if the student's task is not the choice of one class.
+def masked_mean(values: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """The mean of `values` where `mask` is true; 0 where it is nowhere true.
 
-    For losses that compare distributions over classes: one logit has no distribution, and the
-    labels of a multi-label task have one each.
+    Args:
+        values: any shape; finite under a false mask too.
+        mask: the same shape, boolean or 0 and 1; `None` counts all.
     """
-    problem = config.problem_type or ("regression" if config.num_labels == 1 else None)
-    if problem not in (None, "single_label_classification"):
-        raise ValueError(
-            f"{loss} compares probabilities of classes that exclude each other, got a task of the "
-            f"kind {problem!r}. A softmax over its logits would teach nothing or the wrong thing; "
-            "use LogitsLoss, which knows every kind."
-        )
+    if mask is None:
+        return values.mean()
+    weights = mask.to(values.dtype)
+    return (values * weights).sum() / weights.sum().clamp(min=1)
 
 
 def check_class_logits(

@@ -4,16 +4,19 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from transformers import PretrainedConfig
-from transformers.utils import ModelOutput
 
-from kdnlp.losses.base import DistillationLoss, check_temperature, require_classes
+from kdnlp.losses.base import (
+    CHOICE_TASKS,
+    DistillationLoss,
+    Outputs,
+    check_temperature,
+)
 
 
 class ClassLogitsLoss(DistillationLoss):
     """A comparison of two distributions over classes that exclude each other.
 
-    Reads `logits`, shape (batch, labels). A subclass implements `compare`.
+    Reads `logits`, shape (*items, labels). A subclass implements `compare`, item by item.
 
     Args:
         temperature: a fixed temperature; `None` takes the run's, which may follow a schedule.
@@ -23,27 +26,30 @@ class ClassLogitsLoss(DistillationLoss):
             regression or multi-label.
     """
 
+    tasks = CHOICE_TASKS
+
     def __init__(self, temperature: float | None = None) -> None:
         super().__init__()
         if temperature is not None:
             check_temperature(temperature)
         self.fixed_temperature = temperature
 
-    def prepare(self, student: PretrainedConfig, teacher: PretrainedConfig) -> None:
-        """Refuse a task whose labels do not exclude each other."""
-        require_classes(student, type(self).__name__)
-
     def forward(
-        self, student: ModelOutput, teacher: ModelOutput, batch: Mapping[str, torch.Tensor]
+        self, student: Outputs, teacher: Outputs, batch: Mapping[str, torch.Tensor]
     ) -> torch.Tensor:
         """The loss of one batch; see the class."""
         temperature = self.fixed_temperature or self.temperature
-        return self.compare(student["logits"], teacher["logits"], temperature)
+        mask = batch.get("item_mask")
+        return self.compare(student["logits"], teacher["logits"], temperature, mask)
 
     def compare(
-        self, student: torch.Tensor, teacher: torch.Tensor, temperature: float
+        self,
+        student: torch.Tensor,
+        teacher: torch.Tensor,
+        temperature: float,
+        mask: torch.Tensor | None,
     ) -> torch.Tensor:
-        """The loss of two tensors of logits, a scalar."""
+        """The loss of two tensors of logits, a scalar: the mean over items under the mask."""
         raise NotImplementedError
 
     def config(self) -> dict[str, Any]:

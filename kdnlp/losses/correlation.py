@@ -4,24 +4,30 @@ from typing import Any
 
 import torch
 
-from kdnlp.losses.base import check_class_logits
+from kdnlp.losses.base import CHOICE_TASKS, check_class_logits, masked_mean
 from kdnlp.losses.class_logits import ClassLogitsLoss
 
 
-def pearson_distance(student: torch.Tensor, teacher: torch.Tensor, dim: int) -> torch.Tensor:
-    """`1 - Pearson correlation` along `dim`, mean over the rest; a constant row counts as 1.
+def pearson_distance(
+    student: torch.Tensor, teacher: torch.Tensor, dim: int, mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """`1 - Pearson correlation` along `dim`; a constant row counts as 1.
 
     Args:
         student: any shape.
         teacher: the same shape.
         dim: the dimension that is correlated, of at least 2 entries.
+        mask: which entries along `dim` count, of a shape that broadcasts; `None` counts all.
 
     Returns:
-        A scalar in [0, 2].
+        The distances in [0, 2], in the shape without `dim`.
     """
-    student = student - student.mean(dim, keepdim=True)
-    teacher = teacher - teacher.mean(dim, keepdim=True)
-    return 1 - torch.cosine_similarity(student, teacher, dim=dim, eps=1e-8).mean()
+    weights = torch.ones_like(student) if mask is None else mask.to(student).expand_as(student)
+    count = weights.sum(dim, keepdim=True).clamp(min=1)
+    student, teacher = (
+        (x - (x * weights).sum(dim, keepdim=True) / count) * weights for x in (student, teacher)
+    )
+    return 1 - torch.cosine_similarity(student, teacher, dim=dim, eps=1e-8)
 
 
 def correlation_distance(
@@ -30,15 +36,17 @@ def correlation_distance(
     beta: float = 1.0,
     gamma: float = 1.0,
     temperature: float = 1.0,
+    mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """`T^2 * (beta * distance over labels, per item + gamma * distance over items, per label)`.
 
     Args:
-        student_logits: shape (items, labels), at least two labels.
+        student_logits: shape (*items, labels), at least two labels.
         teacher_logits: the same shape.
         beta: weight of the relation between the labels of an item.
         gamma: weight of the relation between the items for a label; 0 in effect for one item.
         temperature: above 0.
+        mask: which items count, the shape without labels; `None` counts all.
 
     Returns:
         A scalar, at least 0.
@@ -49,16 +57,18 @@ def correlation_distance(
     check_class_logits(student_logits, teacher_logits, temperature)
     student = (student_logits / temperature).softmax(-1)
     teacher = (teacher_logits / temperature).softmax(-1)
-    distance = beta * pearson_distance(student, teacher, dim=-1)
+    distance = beta * masked_mean(pearson_distance(student, teacher, dim=-1), mask)
+    student, teacher = student.flatten(0, -2), teacher.flatten(0, -2)
     if student.size(0) > 1:
-        distance = distance + gamma * pearson_distance(student, teacher, dim=0)
+        items = None if mask is None else mask.flatten()[:, None]
+        distance = distance + gamma * pearson_distance(student, teacher, 0, items).mean()
     return distance * temperature**2
 
 
 class CorrelationLoss(ClassLogitsLoss):
     """Match the teacher up to scale and shift, for teachers much stronger than the student.
 
-    Reads `logits`, shape (batch, labels). The relation across items is of the batch: it needs more
+    Reads `logits`, shape (*items, labels). The relation across items is of the batch: it needs more
     than one item, and gradient accumulation does not make the batch larger for it. With two labels
     the relation between labels only says which one is preferred.
 
@@ -77,6 +87,7 @@ class CorrelationLoss(ClassLogitsLoss):
   booktitle={Advances in Neural Information Processing Systems},
   year={2022}
 }"""
+    tasks = CHOICE_TASKS - {"question_answering"}  # whose labels are other positions in each text
 
     def __init__(
         self, beta: float = 1.0, gamma: float = 1.0, temperature: float | None = None
@@ -90,10 +101,14 @@ class CorrelationLoss(ClassLogitsLoss):
         self.beta, self.gamma = beta, gamma
 
     def compare(
-        self, student: torch.Tensor, teacher: torch.Tensor, temperature: float
+        self,
+        student: torch.Tensor,
+        teacher: torch.Tensor,
+        temperature: float,
+        mask: torch.Tensor | None,
     ) -> torch.Tensor:
         """Correlation distance of the two distributions."""
-        return correlation_distance(student, teacher, self.beta, self.gamma, temperature)
+        return correlation_distance(student, teacher, self.beta, self.gamma, temperature, mask)
 
     def config(self) -> dict[str, Any]:
         """The two weights and the fixed temperature."""

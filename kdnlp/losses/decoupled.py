@@ -4,10 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from transformers.utils import ModelOutput
 
-from kdnlp.losses.base import check_class_logits
+from kdnlp.losses.base import Outputs, check_class_logits, masked_mean
 from kdnlp.losses.class_logits import ClassLogitsLoss
 from kdnlp.losses.logits import kl_terms
 
@@ -19,6 +17,7 @@ def decoupled_kl(
     alpha: float = 1.0,
     beta: float = 2.0,
     temperature: float = 1.0,
+    mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """`T^2 * (alpha * KL over {true, other} + beta * KL over the other classes)`, mean over items.
 
@@ -26,12 +25,13 @@ def decoupled_kl(
     where the teacher is sure; here its weight is free.
 
     Args:
-        student_logits: shape (items, labels), at least two labels. With two, the second term is 0.
+        student_logits: shape (*items, labels), at least two labels. With two, the second term is 0.
         teacher_logits: the same shape.
-        labels: the true class of every item, shape (items,).
+        labels: the true class of every item, shape (*items).
         alpha: weight of the target-class term, at least 0.
         beta: weight of the other-classes term, at least 0.
         temperature: above 0.
+        mask: which items count, shape (*items); `None` counts all.
 
     Returns:
         A scalar in nats, at least 0.
@@ -40,17 +40,17 @@ def decoupled_kl(
         ValueError: if the shapes differ, there is one label, or the temperature is not positive.
     """
     check_class_logits(student_logits, teacher_logits, temperature)
-    true = F.one_hot(labels, student_logits.size(-1)).bool()
+    true = labels[..., None] == torch.arange(student_logits.size(-1), device=labels.device)
     student, teacher = student_logits / temperature, teacher_logits / temperature
     target = kl_terms(_binary(teacher, true), _binary(student, true)).sum(-1)
     other = kl_terms(_others(teacher, true), _others(student, true)).sum(-1)
-    return (alpha * target + beta * other).mean() * temperature**2
+    return masked_mean(alpha * target + beta * other, mask) * temperature**2
 
 
 class DecoupledLoss(ClassLogitsLoss):
     """Soft targets by `decoupled_kl`, with the weight of the wrong classes set free.
 
-    Reads `logits`, shape (batch, labels), and `labels`. For two classes it is soft targets times
+    Reads `logits`, shape (*items, labels), and `labels`. For two classes it is soft targets times
     `alpha`: there is nothing to tell apart among the others.
 
     Args:
@@ -80,7 +80,7 @@ class DecoupledLoss(ClassLogitsLoss):
         self.alpha, self.beta = alpha, beta
 
     def forward(
-        self, student: ModelOutput, teacher: ModelOutput, batch: Mapping[str, torch.Tensor]
+        self, student: Outputs, teacher: Outputs, batch: Mapping[str, torch.Tensor]
     ) -> torch.Tensor:
         """The loss of one batch; see the class."""
         if "labels" not in batch:
@@ -95,6 +95,7 @@ class DecoupledLoss(ClassLogitsLoss):
             self.alpha,
             self.beta,
             self.fixed_temperature or self.temperature,
+            batch.get("item_mask"),
         )
 
     def config(self) -> dict[str, Any]:
@@ -103,15 +104,17 @@ class DecoupledLoss(ClassLogitsLoss):
 
 
 def _binary(logits: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
-    """Log probabilities of the true class and of all others together, shape (items, 2)."""
+    """Log probabilities of the true class and of all others together, shape (*items, 2)."""
     log_probs = logits.log_softmax(-1)
-    return torch.stack([log_probs[true], _without(log_probs, true).logsumexp(-1)], dim=-1)
+    of_true = log_probs.masked_fill(~true, 0.0).sum(-1)
+    return torch.stack([of_true, _without(log_probs, true).logsumexp(-1)], dim=-1)
 
 
 def _others(logits: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
-    """Log probabilities among the other classes, shape (items, labels - 1)."""
+    """Log probabilities among the other classes, shape (*items, labels); the true one has none."""
     return _without(logits, true).log_softmax(-1)
 
 
 def _without(logits: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
-    return logits[~true].view(logits.size(0), -1)
+    # Not minus infinity: the difference of two would be NaN, and so would its gradient.
+    return logits.masked_fill(true, torch.finfo(logits.dtype).min / 4)

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from kdnlp.losses.base import check_class_logits
+from kdnlp.losses.base import check_class_logits, masked_mean
 from kdnlp.losses.class_logits import ClassLogitsLoss
 from kdnlp.losses.logits import kl_terms
 
@@ -15,6 +15,7 @@ def jensen_shannon(
     teacher_logits: torch.Tensor,
     beta: float = 0.5,
     temperature: float = 1.0,
+    mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """`T^2 * (beta * KL(p || m) + (1 - beta) * KL(q || m))`, `m = beta * p + (1 - beta) * q`.
 
@@ -27,6 +28,7 @@ def jensen_shannon(
         teacher_logits: the same shape.
         beta: the teacher's share of the mixture, in (0, 1).
         temperature: above 0.
+        mask: which items count, the shape without labels; `None` counts all.
 
     Returns:
         A scalar in nats, at least 0.
@@ -41,7 +43,7 @@ def jensen_shannon(
     # The mixture in log space: a probability that underflows in one is still there in the other.
     mixture = torch.logaddexp(teacher + math.log(beta), student + math.log1p(-beta))
     divergence = beta * kl_terms(teacher, mixture) + (1 - beta) * kl_terms(student, mixture)
-    return divergence.sum(-1).mean() * temperature**2
+    return masked_mean(divergence.sum(-1), mask) * temperature**2
 
 
 class JensenShannonLoss(ClassLogitsLoss):
@@ -69,10 +71,14 @@ class JensenShannonLoss(ClassLogitsLoss):
         self.beta = beta
 
     def compare(
-        self, student: torch.Tensor, teacher: torch.Tensor, temperature: float
+        self,
+        student: torch.Tensor,
+        teacher: torch.Tensor,
+        temperature: float,
+        mask: torch.Tensor | None,
     ) -> torch.Tensor:
         """Jensen-Shannon divergence of the two distributions."""
-        return jensen_shannon(student, teacher, self.beta, temperature)
+        return jensen_shannon(student, teacher, self.beta, temperature, mask)
 
     def config(self) -> dict[str, Any]:
         """The mixture's share and the fixed temperature."""

@@ -6,20 +6,25 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from transformers import PretrainedConfig
-from transformers.utils import ModelOutput
 
 from kdnlp.losses.base import (
     DistillationLoss,
+    Outputs,
     check_class_logits,
     check_logits,
     check_temperature,
+    masked_mean,
 )
+from kdnlp.models.heads import SEQUENCE_TASKS
 
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 
 
 def soft_target_kl(
-    student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float = 1.0
+    student_logits: torch.Tensor,
+    teacher_logits: torch.Tensor,
+    temperature: float = 1.0,
+    mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """`T^2 * KL(softmax(teacher / T) || softmax(student / T))`, mean over items.
 
@@ -31,6 +36,7 @@ def soft_target_kl(
         student_logits: shape (..., labels), at least two labels: a softmax over one is constant.
         teacher_logits: the same shape.
         temperature: above 0; higher gives more weight to the unlikely labels.
+        mask: which items count, the shape without labels; `None` counts all.
 
     Returns:
         A scalar in nats, at least 0.
@@ -41,7 +47,8 @@ def soft_target_kl(
     check_class_logits(student_logits, teacher_logits, temperature)
     student_log_probs = F.log_softmax(student_logits / temperature, dim=-1)
     teacher_log_probs = F.log_softmax(teacher_logits / temperature, dim=-1)
-    return kl_terms(teacher_log_probs, student_log_probs).sum(-1).mean() * (temperature**2)
+    divergence = kl_terms(teacher_log_probs, student_log_probs).sum(-1)
+    return masked_mean(divergence, mask) * temperature**2
 
 
 def soft_target_sigmoid_kl(
@@ -73,9 +80,9 @@ def soft_target_sigmoid_kl(
 class LogitsLoss(DistillationLoss):
     """Soft targets on the logits: softmax, sigmoid or squared error, as the task asks.
 
-    Reads `logits`, shape (batch, labels). Single-label tasks use `soft_target_kl`, multi-label
-    ones `soft_target_sigmoid_kl`; for regression it is the mean squared error to the teacher's
-    prediction, without a temperature. It misleads where the teacher is confidently wrong.
+    Reads `logits`, shape (*items, labels). Tasks that choose a class use `soft_target_kl`,
+    multi-label ones `soft_target_sigmoid_kl`; for regression it is the mean squared error to the
+    teacher's prediction, without a temperature. It misleads where the teacher is confidently wrong.
 
     Args:
         temperature: a fixed temperature; `None` takes the run's, which may follow a schedule.
@@ -101,13 +108,17 @@ class LogitsLoss(DistillationLoss):
         self.fixed_temperature = temperature
         self.problem_type = problem_type
 
-    def prepare(self, student: PretrainedConfig, teacher: PretrainedConfig) -> None:
+    def prepare(
+        self, student: PretrainedConfig, teacher: PretrainedConfig | None, task: str
+    ) -> None:
         """Take the problem type from the student's configuration, where it is set."""
+        super().prepare(student, teacher, task)
         if self.problem_type is None:
-            self.problem_type = getattr(student, "problem_type", None)
+            own = task in SEQUENCE_TASKS
+            self.problem_type = student.problem_type if own else "single_label_classification"
 
     def forward(
-        self, student: ModelOutput, teacher: ModelOutput, batch: Mapping[str, torch.Tensor]
+        self, student: Outputs, teacher: Outputs, batch: Mapping[str, torch.Tensor]
     ) -> torch.Tensor:
         """The loss of one batch; see the class."""
         temperature = self.fixed_temperature or self.temperature
@@ -117,7 +128,8 @@ class LogitsLoss(DistillationLoss):
             return F.mse_loss(student["logits"], teacher["logits"])
         if problem_type == "multi_label_classification":
             return soft_target_sigmoid_kl(student["logits"], teacher["logits"], temperature)
-        return soft_target_kl(student["logits"], teacher["logits"], temperature)
+        mask = batch.get("item_mask")
+        return soft_target_kl(student["logits"], teacher["logits"], temperature, mask)
 
     def config(self) -> dict[str, Any]:
         """The fixed temperature, if any, and the problem type."""

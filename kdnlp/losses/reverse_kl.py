@@ -2,13 +2,16 @@
 
 import torch
 
-from kdnlp.losses.base import check_class_logits
+from kdnlp.losses.base import check_class_logits, masked_mean
 from kdnlp.losses.class_logits import ClassLogitsLoss
 from kdnlp.losses.logits import kl_terms
 
 
 def reverse_kl(
-    student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float = 1.0
+    student_logits: torch.Tensor,
+    teacher_logits: torch.Tensor,
+    temperature: float = 1.0,
+    mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """`T^2 * KL(softmax(student / T) || softmax(teacher / T))`, mean over items.
 
@@ -16,6 +19,7 @@ def reverse_kl(
         student_logits: shape (..., labels), at least two labels.
         teacher_logits: the same shape.
         temperature: above 0.
+        mask: which items count, the shape without labels; `None` counts all.
 
     Returns:
         A scalar in nats, at least 0.
@@ -26,7 +30,7 @@ def reverse_kl(
     check_class_logits(student_logits, teacher_logits, temperature)
     student = (student_logits / temperature).log_softmax(-1)
     teacher = (teacher_logits / temperature).log_softmax(-1)
-    return kl_terms(student, teacher).sum(-1).mean() * temperature**2
+    return masked_mean(kl_terms(student, teacher).sum(-1), mask) * temperature**2
 
 
 class ReverseKLLoss(ClassLogitsLoss):
@@ -45,7 +49,11 @@ class ReverseKLLoss(ClassLogitsLoss):
 }"""
 
     def compare(
-        self, student: torch.Tensor, teacher: torch.Tensor, temperature: float
+        self,
+        student: torch.Tensor,
+        teacher: torch.Tensor,
+        temperature: float,
+        mask: torch.Tensor | None,
     ) -> torch.Tensor:
         """Reverse KL of the two distributions."""
-        return reverse_kl(student, teacher, temperature)
+        return reverse_kl(student, teacher, temperature, mask)

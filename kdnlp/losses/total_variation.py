@@ -2,12 +2,15 @@
 
 import torch
 
-from kdnlp.losses.base import check_class_logits
+from kdnlp.losses.base import check_class_logits, masked_mean
 from kdnlp.losses.class_logits import ClassLogitsLoss
 
 
 def total_variation(
-    student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float = 1.0
+    student_logits: torch.Tensor,
+    teacher_logits: torch.Tensor,
+    temperature: float = 1.0,
+    mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """`sum |softmax(teacher / T) - softmax(student / T)| / 2`, mean over items.
 
@@ -15,6 +18,7 @@ def total_variation(
         student_logits: shape (..., labels), at least two labels.
         teacher_logits: the same shape.
         temperature: above 0.
+        mask: which items count, the shape without labels; `None` counts all.
 
     Returns:
         A scalar in [0, 1].
@@ -25,7 +29,7 @@ def total_variation(
     check_class_logits(student_logits, teacher_logits, temperature)
     student = (student_logits / temperature).softmax(-1)
     teacher = (teacher_logits / temperature).softmax(-1)
-    return (teacher - student).abs().sum(-1).mean() / 2
+    return masked_mean((teacher - student).abs().sum(-1), mask) / 2
 
 
 class TotalVariationLoss(ClassLogitsLoss):
@@ -46,7 +50,11 @@ class TotalVariationLoss(ClassLogitsLoss):
 }"""
 
     def compare(
-        self, student: torch.Tensor, teacher: torch.Tensor, temperature: float
+        self,
+        student: torch.Tensor,
+        teacher: torch.Tensor,
+        temperature: float,
+        mask: torch.Tensor | None,
     ) -> torch.Tensor:
         """Total variation distance of the two distributions."""
-        return total_variation(student, teacher, temperature)
+        return total_variation(student, teacher, temperature, mask)

@@ -3,11 +3,15 @@
 import inspect
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedModel
 
 logger = logging.getLogger(__name__)
+
+TEACHER_PREFIX = "teacher_"
+"""How the columns begin that only the teacher reads."""
 
 GENERIC_LABEL = re.compile(r"LABEL_\d+")
 
@@ -48,6 +52,19 @@ def check_inputs(
 def input_names(model: PreTrainedModel) -> set[str]:
     """The named arguments of the model's forward."""
     return set(inspect.signature(type(model).forward).parameters) - {"self", "kwargs"}
+
+
+def split_inputs(batch: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The student's part of a batch and the teacher's own, the latter without its prefix.
+
+    Columns that start with `TEACHER_PREFIX` are the teacher's: its token ids where it has another
+    tokenizer, or a text that the student never sees.
+    """
+    ours = {k: v for k, v in batch.items() if not k.startswith(TEACHER_PREFIX)}
+    theirs = {
+        k.removeprefix(TEACHER_PREFIX): v for k, v in batch.items() if k.startswith(TEACHER_PREFIX)
+    }
+    return ours, theirs
 
 
 def align_labels(teacher: PretrainedConfig, student: PretrainedConfig) -> list[int] | None:

@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -11,12 +11,13 @@ from accelerate.utils import convert_to_fp32
 from torch import nn
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
-from transformers.utils import ModelOutput
 
 from kdnlp.arguments import CompressionTrainingArguments, DistillationTrainingArguments
 from kdnlp.losses import DistillationLoss
-from kdnlp.models.alignment import input_names
+from kdnlp.models.alignment import TEACHER_PREFIX, input_names, split_inputs
+from kdnlp.models.heads import UNITS, as_items, count_items, task_kind, with_some_label
 from kdnlp.models.precision import restore_forward, wrapped_forward
+from kdnlp.trainers.intermediate import IntermediateOutputs
 from kdnlp.trainers.output_dir import check_output_dir, remove_checkpoints
 
 logger = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ class CompressionTrainer(Trainer):
     arguments_class: ClassVar[type[CompressionTrainingArguments]] = CompressionTrainingArguments
     method = "fine-tuning"
     citation = ""
+    stack: str | None = None
 
     def __init__(
         self,
@@ -71,6 +73,8 @@ class CompressionTrainer(Trainer):
         self.losses = _named_losses(losses)
         self.partner = partner
         self.partner_inputs = input_names(partner) if partner is not None else set()
+        self.intermediate: IntermediateOutputs | None = None
+        self.task = ""
         self.model_card: str | None = None
         self._recorded: dict[str, tuple[torch.Tensor | float, int]] = {}
         self._owns_output_dir = False
@@ -111,6 +115,9 @@ class CompressionTrainer(Trainer):
         self._in_training_precision(model)
         if self.partner is not None:
             self.partner.eval()
+        self.intermediate = IntermediateOutputs(
+            self.losses.values(), model, self.partner, self.stack
+        )
         trainable = {n: loss for n, loss in self.losses.items() if list(loss.parameters())}
         if trainable:
             model.add_module(LOSS_MODULE, nn.ModuleDict(trainable).to(model.device))
@@ -120,6 +127,9 @@ class CompressionTrainer(Trainer):
         if wrapped_forward(model):
             self._prepared = model, wrapped_forward(model)
         restore_forward(model, {})
+        if self.intermediate is not None:
+            self.intermediate.remove()
+            self.intermediate = None
         if hasattr(model, LOSS_MODULE):
             delattr(model, LOSS_MODULE)
 
@@ -216,6 +226,18 @@ class CompressionTrainer(Trainer):
 
     # The loss.
 
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], torch.Tensor]:
+        """The micro-batches of an optimizer step, and what one of each of `UNITS` weighs in it."""
+        samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if not samples:
+            return samples, torch.zeros(len(UNITS), device=device)
+        counts = torch.stack([count_items(split_inputs(b)[0], self.task) for b in samples])
+        totals = self.accelerator.reduce(counts.sum(0).to(device), reduction="sum")
+        # The backward pass averages over micro-batches and processes whatever they hold.
+        return samples, len(samples) * self.args.world_size / totals.clamp(min=1)
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -223,44 +245,94 @@ class CompressionTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """The weighted sum of the losses in training, the task loss alone in evaluation."""
+        """The weighted sum of the losses in training, the task loss alone in evaluation.
+
+        Each is a mean over the valid items of the whole optimizer step, however they lie in
+        micro-batches and on processes: `num_items_in_batch` has what one of each of `UNITS` weighs.
+        """
+        ours, _ = split_inputs(inputs)
         if not model.training:
-            return super().compute_loss(model, inputs, return_outputs)
-        flags = self._output_flags()
-        components, outputs = {}, None
-        if any(name in inputs for name in self.label_names):
-            # A copy: label smoothing takes the labels out of the batch it is given.
-            components[TASK], outputs = super().compute_loss(model, {**inputs, **flags}, True)
-        elif self.loss_weights().get(TASK):
-            raise ValueError(
-                f"The batch has none of the label columns {self.label_names}, but the task loss "
-                f"weighs {self.loss_weights()[TASK]}. Give the data labels, or set "
-                "loss_weights without task to train on the other losses alone."
-            )
-        else:
-            outputs = model(**inputs, **flags)
-        if self.losses:
-            partner_outputs = self.partner_outputs(inputs, flags)
-            for name, loss in self.losses.items():
-                loss.temperature = self.temperature()
-                components[name] = loss(outputs, partner_outputs, inputs)
+            return super().compute_loss(model, ours, return_outputs)
+        components, outputs = self._components(model, inputs)
+        if num_items_in_batch is not None:
+            shares = count_items(ours, self.task) * num_items_in_batch
+            for name, component in components.items():
+                unit = UNITS[1] if name == TASK else self.losses[name].unit
+                components[name] = component * shares[UNITS.index(unit)].to(component)
         weights = self.loss_weights()
         total = torch.stack([weights[name] * loss for name, loss in components.items()]).sum()
         # In half precision the sum of a few hundred values would stop growing.
         self.record({f"loss_{name}": loss.detach().float() for name, loss in components.items()})
         return (total, outputs) if return_outputs else total
 
+    def _components(
+        self, model: nn.Module, inputs: dict[str, Any]
+    ) -> tuple[dict[str, torch.Tensor], Any]:
+        """The losses by name, each a mean over this micro-batch, and the model's outputs."""
+        ours, _ = split_inputs(inputs)
+        components = {}
+        (task_loss, outputs), layers = self._forward(model, ours)
+        if task_loss is not None:
+            components[TASK] = task_loss
+        if not self.losses:
+            return components, outputs
+        student, batch = as_items({**outputs, **layers}, ours, self.task)
+        teacher: dict[str, Any] = {}
+        if any(loss.needs_teacher for loss in self.losses.values()):
+            teacher, _ = as_items(self.partner_outputs(inputs), ours, self.task)
+        for name, loss in self.losses.items():
+            loss.temperature = self.temperature()
+            components[name] = loss(student, teacher, batch)
+        return components, outputs
+
+    def _forward(self, model: nn.Module, ours: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """The loss on the labels, if there are any, with the outputs; and the layers kept."""
+        watched = self._watched()
+        if any(name in ours for name in self.label_names):
+            # A copy: label smoothing takes the labels out of the batch it is given.
+            batch = with_some_label(ours, self.task)
+            loss = super().compute_loss
+            return watched.of_student(lambda: loss(model, batch, True))
+        if self.loss_weights().get(TASK):
+            raise ValueError(
+                f"The batch has none of the label columns {self.label_names}, but the task loss "
+                f"weighs {self.loss_weights()[TASK]}. Give the data labels, or set "
+                "loss_weights without task to train on the other losses alone."
+            )
+        return watched.of_student(lambda: (None, model(**ours)))
+
+    def _watched(self) -> IntermediateOutputs:
+        """What keeps the layers that losses read; of no layers, outside a run."""
+        return self.intermediate or IntermediateOutputs((), self.student, None)
+
     @torch.no_grad()
-    def partner_outputs(self, inputs: dict[str, Any], flags: dict[str, bool]) -> ModelOutput:
-        """What the frozen partner says about the batch."""
+    def partner_outputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """What the frozen partner says about the batch, with the layers that the losses read."""
         assert self.partner is not None
-        known = {k: v for k, v in inputs.items() if k in self.partner_inputs}
+        partner, (ours, theirs) = self.partner, split_inputs(inputs)
+        given = theirs if "input_ids" in theirs else {**ours, **theirs}
+        known = {k: v for k, v in given.items() if k in self.partner_inputs}
         for name in self.label_names:
             known.pop(name, None)
         # Preparing the partner would wrap its forward for good; it is the caller's model.
         with self.accelerator.autocast():
-            outputs = self.partner(**known, **flags)
-        return convert_to_fp32(outputs)
+            outputs, layers = self._watched().of_teacher(lambda: partner(**known))
+        return {**convert_to_fp32(outputs), **layers}
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """Evaluate on the student's inputs alone."""
+        return super().prediction_step(model, split_inputs(inputs)[0], *args, **kwargs)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        """Keep the teacher's columns of the training data, besides those that the model names."""
+        known = self._signature_columns
+        super()._set_signature_columns_if_needed()
+        if known is None:
+            columns = getattr(self.train_dataset, "column_names", None) or []
+            teachers = [name for name in columns if name.startswith(TEACHER_PREFIX)]
+            self._signature_columns = [*(self._signature_columns or []), *teachers]  # type: ignore[assignment]
 
     @property
     def progress(self) -> float:
@@ -279,10 +351,6 @@ class CompressionTrainer(Trainer):
         if isinstance(self.args, DistillationTrainingArguments):
             return self.args.loss_weights_at(self.progress, names)
         return dict.fromkeys(names, 1.0 / len(names))
-
-    def _output_flags(self) -> dict[str, bool]:
-        needs = set().union(*(loss.needs for loss in self.losses.values()))
-        return {f"output_{field}": True for field in sorted(needs - {"logits"})}
 
     # Logging.
 
@@ -326,9 +394,10 @@ class CompressionTrainer(Trainer):
                 f"{self.arguments_class.__name__}, got {type(args).__name__}. Its settings are "
                 f"fields of them: {type(self).__name__}(..., args)."
             )
-        if self.losses and self.partner is None:
+        taught = [name for name, loss in self.losses.items() if loss.needs_teacher]
+        if taught and self.partner is None:
             raise ValueError(
-                f"The losses {', '.join(self.losses)} compare the model with a partner, got none. "
+                f"The losses {', '.join(taught)} compare the model with a partner, got none. "
                 "Pass a partner, or use DistillationTrainer."
             )
         _check_processes(args)
@@ -352,9 +421,12 @@ class CompressionTrainer(Trainer):
                 "and are lost. Load it with dtype=torch.float32, and use bf16=True for speed.",
                 ", ".join(map(str, half)),
             )
+        self.task = task_kind(model)
+        theirs = None if self.partner is None else self.partner.config
         for loss in self.losses.values():
-            assert self.partner is not None
-            loss.prepare(model.config, self.partner.config)
+            loss.prepare(model.config, theirs, self.task)
+        # What cannot be read is refused now, not when training starts.
+        IntermediateOutputs(self.losses.values(), model, self.partner, self.stack).remove()
 
 
 def _named_losses(losses: Mapping[str, DistillationLoss] | None) -> dict[str, DistillationLoss]:

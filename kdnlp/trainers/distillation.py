@@ -3,13 +3,17 @@
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
 
 from kdnlp.arguments import DistillationTrainingArguments
 from kdnlp.losses import DistillationLoss, LogitsLoss
-from kdnlp.models.alignment import align_labels, check_inputs, check_vocabulary
+from kdnlp.models.alignment import (
+    TEACHER_PREFIX,
+    align_labels,
+    check_inputs,
+    check_vocabulary,
+)
+from kdnlp.models.heads import LABELLED_TASKS
 from kdnlp.trainers.base import CompressionTrainer
 
 
@@ -26,7 +30,7 @@ class DistillationTrainer(CompressionTrainer):
     Args:
         model: the student; leave it out with `model_init`.
         teacher: the fine-tuned model, in eval mode throughout. Its labels are matched by name: a
-            permutation is undone, anything else is refused.
+            permutation is undone, anything else is refused. `None` if no loss needs one.
         args: the training arguments.
         losses: losses by name beside `task`; default `{"logits": LogitsLoss()}`.
         **kwargs: everything else that `Trainer` takes.
@@ -48,13 +52,15 @@ class DistillationTrainer(CompressionTrainer):
         losses: Mapping[str, DistillationLoss] | None = None,
         **kwargs: Any,
     ) -> None:
-        if teacher is None:
+        losses = {"logits": LogitsLoss()} if losses is None else losses
+        if teacher is None and (
+            not losses or any(getattr(loss, "needs_teacher", True) for loss in losses.values())
+        ):
             raise TypeError(
                 "DistillationTrainer needs a teacher: DistillationTrainer(student, teacher, args, "
-                "...)."
+                "...). Only losses such as TeacherFreeLoss do without."
             )
         self.label_order: list[int] | None = None
-        losses = {"logits": LogitsLoss()} if losses is None else losses
         super().__init__(model, args, partner=teacher, losses=losses, **kwargs)
 
     @property
@@ -63,17 +69,20 @@ class DistillationTrainer(CompressionTrainer):
         assert self.partner is not None
         return self.partner
 
-    @torch.no_grad()
-    def partner_outputs(self, inputs: dict[str, Any], flags: dict[str, bool]) -> ModelOutput:
+    def partner_outputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """The teacher's outputs, its logits in the order of the student's labels."""
-        outputs = super().partner_outputs(inputs, flags)
+        outputs = super().partner_outputs(inputs)
         if self.label_order is not None:
             outputs["logits"] = outputs["logits"][..., self.label_order]
         return outputs
 
     def _check_model(self, model: PreTrainedModel) -> None:
         super()._check_model(model)
-        check_vocabulary(self.teacher.config, model.config)
-        self.label_order = align_labels(self.teacher.config, model.config)
+        if self.partner is None:
+            return
+        if self.task in LABELLED_TASKS:
+            self.label_order = align_labels(self.teacher.config, model.config)
         columns = getattr(self.train_dataset, "column_names", None) or []
-        check_inputs(self.teacher, model, columns)
+        if f"{TEACHER_PREFIX}input_ids" not in columns:
+            check_vocabulary(self.teacher.config, model.config)
+            check_inputs(self.teacher, model, columns)

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel, TrainerCallback
-from transformers.utils import ModelOutput
 
 from kdnlp.arguments import (
     CompressionTrainingArguments,
@@ -146,11 +145,11 @@ class TheseusTrainer(CompressionTrainer):
                 loss = loss + 0.0 * torch.stack([p.flatten()[0] for p in skipped]).sum()
         return (loss, outputs) if return_outputs else loss
 
-    def partner_outputs(self, inputs: dict[str, Any], flags: dict[str, bool]) -> ModelOutput:
+    def partner_outputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """The predecessor's outputs without dropout, as the teacher of this step."""
         self.predecessor.eval()
         try:
-            return super().partner_outputs(inputs, flags)
+            return super().partner_outputs(inputs)
         finally:
             self.predecessor.train(self.args.predecessor_dropout)
 
@@ -215,6 +214,15 @@ class TheseusTrainer(CompressionTrainer):
             raise ValueError(
                 "use_cache=True keeps keys and values by the position of a block, which shifts "
                 "with the sampled path. Leave it off for Theseus."
+            )
+        if (
+            isinstance(args, TheseusTrainingArguments)
+            and args.compile_blocks
+            and any(loss.needs - {"logits"} for loss in self.losses.values())
+        ):
+            raise ValueError(
+                "compile_blocks=True hides what happens inside a block, which a loss on its layers "
+                "reads. Leave it off, or use losses on logits alone."
             )
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:

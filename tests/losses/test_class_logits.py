@@ -176,7 +176,7 @@ def test_gradients_are_those_of_finite_differences(name):
 def test_a_task_without_exclusive_classes_is_refused_before_training(name, problem):
     config = tiny_model("bert", 1, problem_type=problem).config
     with pytest.raises(ValueError, match=rf"{CLASS_LOSSES[name].__name__}.*{problem}"):
-        CLASS_LOSSES[name]().prepare(config, config)
+        CLASS_LOSSES[name]().prepare(config, config, problem)
 
 
 @pytest.mark.parametrize("name", CLASS_LOSSES)

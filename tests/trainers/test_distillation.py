@@ -323,51 +323,43 @@ def test_prediction_on_unlabelled_data_is_the_students_alone(tmp_path):
 # What the models are asked for.
 
 
-class NeedsAttentions(DistillationLoss):
-    needs = frozenset({"attentions"})
+class SeesWhatIsKept(DistillationLoss):
+    needs = frozenset({"hidden_states", "values", "attentions"})
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def layers(self):
+        return {"hidden_states": ([0, 2], [1, 4]), "values": ([1], [3])}
 
     def forward(self, student, teacher, batch):
-        ours, theirs = student["attentions"][-1], teacher["attentions"][-1]
-        return (ours - theirs).square().mean()
+        self.seen.append(
+            [{f: sorted(x[f]) for f in sorted(self.needs)} for x in (student, teacher)]
+        )
+        return (student["values"][1] - teacher["values"][3]).square().mean()
 
 
-@pytest.mark.parametrize(
-    ("losses", "flags"),
-    [
-        ({"logits": LogitsLoss}, set()),
-        ({"hidden": ProjectedHidden}, {"output_hidden_states"}),
-        ({"attention": NeedsAttentions}, {"output_attentions"}),
-        (
-            {"logits": LogitsLoss, "hidden": ProjectedHidden, "attention": NeedsAttentions},
-            {"output_hidden_states", "output_attentions"},
-        ),
-    ],
-    ids=["logits", "hidden", "attention", "all"],
-)
-def test_both_models_return_what_the_losses_need_and_nothing_more(losses, flags, tmp_path):
+def test_only_the_layers_that_a_loss_reads_are_kept(tmp_path):
+    loss = SeesWhatIsKept()
+    trainer = distillation(tmp_path, losses=lambda: {"loss": loss}, max_steps=2)
     asked = []
-    teacher = tiny_model("bert", 4, attn_implementation="eager")
-    trainer = distillation(
-        tmp_path,
-        teacher,
-        losses=lambda: {name: loss() for name, loss in losses.items()},
-        max_steps=2,
-        eval_strategy="steps",
-        eval_steps=1,
-    )
     for model in (trainer.student, trainer.teacher):
         model.register_forward_pre_hook(
-            lambda model, _, kwargs: asked.append(
-                (model is teacher, model.training, {k for k in kwargs if k.startswith("output_")})
-            ),
+            lambda model, _, kwargs: asked.append({k for k in kwargs if k.startswith("output_")}),
             with_kwargs=True,
         )
+    own = [trainer.student.config._attn_implementation, trainer.teacher.config._attn_implementation]
     trainer.train()
-    assert [got for is_teacher, _, got in asked if is_teacher] == [flags] * 2
-    assert [got for is_teacher, training, got in asked if training] == [flags] * 2
-    evaluated = [got for is_teacher, training, got in asked if not (is_teacher or training)]
-    assert evaluated
-    assert not any(evaluated)
+    ours = {"attentions": [1, 2], "hidden_states": [0, 2], "values": [1]}
+    theirs = {"attentions": [1, 2, 3, 4], "hidden_states": [1, 4], "values": [3]}
+    assert loss.seen == [[ours, theirs]] * 2
+    assert asked
+    assert not any(asked)
+    after = [trainer.student, trainer.teacher]
+    assert [model.config._attn_implementation for model in after] == own
+    hooks = [m for model in after for m in model.base_model.modules() if m._forward_hooks]
+    assert not hooks
 
 
 # What the Trainer's own machinery does with it.
@@ -428,7 +420,7 @@ class BuiltFromTheModels(ProjectedHidden):
     def __init__(self):
         DistillationLoss.__init__(self)
 
-    def prepare(self, student, teacher):
+    def prepare(self, student, teacher, task):
         self.projection = torch.nn.Linear(student.hidden_size, teacher.hidden_size)
 
 

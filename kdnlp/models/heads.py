@@ -1,0 +1,142 @@
+"""What a model's head predicts, and how its logits and a batch's labels become items of a loss.
+
+The one place that knows tasks apart: losses see items, each with logits over some labels.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.models.auto import modeling_auto
+
+SEQUENCE_TASKS = ("single_label_classification", "multi_label_classification", "regression")
+TOKEN_TASKS = ("token_classification", "masked_lm", "causal_lm", "seq2seq_lm")
+TASK_KINDS = (*SEQUENCE_TASKS, "question_answering", "multiple_choice", *TOKEN_TASKS)
+"""Every kind of task; one prediction an example, two, or one a position."""
+
+LABELLED_TASKS = (*SEQUENCE_TASKS, "token_classification")
+"""Tasks whose labels have names in the configuration."""
+
+UNITS = ("rows", "items", "tokens")
+"""What a loss is a mean over: examples, predictions that count, attended positions."""
+
+IGNORED_LABEL = -100
+MASKED_LOGIT = -1e4
+"""The logit of a position that is padding: its probability is 0 and its gradient is no NaN."""
+
+_CLASSES = {
+    "token_classification": modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+    "question_answering": modeling_auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
+    "multiple_choice": modeling_auto.MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES,
+    "seq2seq_lm": modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    "causal_lm": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    "masked_lm": modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+}
+
+
+def task_kind(model: PreTrainedModel) -> str:
+    """The kind of task, out of `TASK_KINDS`, that a model's head is for.
+
+    A class that transformers does not name counts as what it derives from, and failing that as a
+    sequence classifier. One whose configuration does not say `problem_type` has one label an
+    example, or is a regression where it has one logit.
+    """
+    names = {parent.__name__ for parent in type(model).__mro__}
+    for task, classes in _CLASSES.items():
+        if names & set(classes.values()):
+            return task
+    problem = getattr(model.config, "problem_type", None)
+    if problem is None:
+        problem = "regression" if model.config.num_labels == 1 else SEQUENCE_TASKS[0]
+    return problem
+
+
+def as_items(
+    outputs: Mapping[str, Any], batch: Mapping[str, Any], task: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Outputs and batch with logits, labels and `item_mask` of one shape, item by item.
+
+    - Sequence tasks: an item an example, `logits` (batch, labels); no mask, since all count.
+    - Token tasks: an item a position, `logits` (batch, length, labels); those with the label -100
+      do not count, nor, without labels, those that are not attended to. The logits of a causal
+      language model are shifted, so that position t is compared with the token at t + 1.
+    - Question answering: two items an example, start and end, `logits` (batch, 2, length);
+      padding has the logit `MASKED_LOGIT`, and a label beyond the end does not count.
+    - Multiple choice: an item an example, `logits` (batch, choices); the attention mask becomes
+      (batch * choices, length), the shape that hidden states have.
+
+    Args:
+        outputs: what a model returned.
+        batch: what it was given, with or without labels.
+        task: its kind of task.
+    """
+    outputs, batch = dict(outputs), dict(batch)
+    if task == "question_answering":
+        return _answer_items(outputs, batch)
+    if task == "multiple_choice" and batch.get("attention_mask") is not None:
+        batch["attention_mask"] = batch["attention_mask"].flatten(0, 1)
+    if task in TOKEN_TASKS:
+        batch["item_mask"] = item_mask(batch, task)
+    if task == "causal_lm":
+        outputs["logits"] = outputs["logits"][:, :-1]
+        if batch.get("labels") is not None:
+            batch["labels"] = batch["labels"][:, 1:]
+    return outputs, batch
+
+
+def item_mask(batch: Mapping[str, Any], task: str) -> torch.Tensor:
+    """Which predictions of a token task count, shape (batch, length), one shorter if causal."""
+    labels, attended = batch.get("labels"), batch.get("attention_mask")
+    if labels is not None:
+        mask = labels != IGNORED_LABEL
+    elif attended is not None and task != "seq2seq_lm":
+        mask = attended.bool()
+    else:
+        known = batch["decoder_input_ids" if task == "seq2seq_lm" else "input_ids"]
+        mask = torch.ones_like(known, dtype=torch.bool)
+    return mask[:, 1:] if task == "causal_lm" else mask
+
+
+def count_items(batch: Mapping[str, Any], task: str) -> torch.Tensor:
+    """How many rows, items and tokens a batch has, in the order of `UNITS`; stays on the device."""
+    first = next(value for value in batch.values() if isinstance(value, torch.Tensor))
+    rows = torch.tensor(float(len(first)), device=first.device)
+    items = item_mask(batch, task).sum() if task in TOKEN_TASKS else rows
+    attended, ids = batch.get("attention_mask"), batch.get("input_ids")
+    tokens = rows
+    if attended is not None:
+        tokens = attended.sum()
+    elif ids is not None:
+        tokens = rows * ids[0].numel()
+    return torch.stack([rows, items.to(rows), tokens.to(rows)])
+
+
+def with_some_label(batch: Mapping[str, Any], task: str) -> dict[str, Any]:
+    """The batch, with one label put in where a token task has none at all.
+
+    A model's own loss over no position is 0 / 0, and the NaN would spread however small its
+    weight. Such a batch counts no item, so what the stand-in teaches weighs nothing.
+    """
+    labels = batch.get("labels")
+    if task not in TOKEN_TASKS or labels is None:
+        return dict(batch)
+    labels = labels.clone()
+    none_counts = ~item_mask(batch, task).any()
+    labels[0, -1] = torch.where(none_counts, torch.zeros_like(labels[0, -1]), labels[0, -1])
+    return {**batch, "labels": labels}
+
+
+def _answer_items(
+    outputs: dict[str, Any], batch: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    logits = torch.stack([outputs["start_logits"], outputs["end_logits"]], dim=1)
+    if batch.get("attention_mask") is not None:
+        padding = batch["attention_mask"][:, None] == 0
+        logits = logits.masked_fill(padding, MASKED_LOGIT)
+    outputs["logits"] = logits
+    if batch.get("start_positions") is not None:
+        labels = torch.stack([batch["start_positions"], batch["end_positions"]], dim=1)
+        batch["item_mask"] = (labels >= 0) & (labels < logits.size(-1))
+        batch["labels"] = labels.clamp(0, logits.size(-1) - 1)
+    return outputs, batch
