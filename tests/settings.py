@@ -294,3 +294,121 @@ def build_trainer(
 
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+# Tasks: one row a kind, with labels of which some do not count.
+
+
+@dataclass(frozen=True)
+class TaskRow:
+    """A tiny model with the task's head, and the label columns of rows of token ids."""
+
+    model_class: str
+    columns: Callable[[np.ndarray, np.ndarray, np.random.Generator], dict[str, Any]]
+    config: dict[str, Any] = field(default_factory=dict)
+    family: str = "bert"
+    stack: str | None = None
+
+
+def _some_positions(ids: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Labels for about half of the attended positions, and for none in every third row."""
+    labels = np.where((rng.random(ids.shape) < 0.5) & (mask == 1), ids, -100)
+    labels[::3] = -100
+    return labels
+
+
+def _answers(ids: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
+    start = rng.integers(0, 3, len(ids))
+    return {"start_positions": start, "end_positions": start + rng.integers(0, 2, len(ids))}
+
+
+def _choices(ids: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
+    both = {"input_ids": (ids, ids[:, ::-1]), "attention_mask": (mask, np.ones_like(mask))}
+    stacked = {name: np.stack(two, axis=1) for name, two in both.items()}
+    return {**stacked, "labels": (ids[:, 0] > 20).astype(int)}
+
+
+TASK_ROWS = {
+    "single_label_classification": TaskRow(
+        "BertForSequenceClassification",
+        lambda ids, mask, rng: {"labels": ids[:, 0] % 3},
+        {"num_labels": 3},
+    ),
+    "multi_label_classification": TaskRow(
+        "BertForSequenceClassification",
+        lambda ids, mask, rng: {"labels": (ids[:, :3] > 20).astype(np.float32)},
+        {"num_labels": 3, "problem_type": "multi_label_classification"},
+    ),
+    "regression": TaskRow(
+        "BertForSequenceClassification",
+        lambda ids, mask, rng: {"labels": (ids[:, 0] / VOCAB_SIZE).astype(np.float32)},
+        {"num_labels": 1, "problem_type": "regression"},
+    ),
+    "token_classification": TaskRow(
+        "BertForTokenClassification",
+        lambda ids, mask, rng: {
+            "labels": np.where((labels := _some_positions(ids, mask, rng)) < 0, -100, labels % 4)
+        },
+        {"num_labels": 4},
+    ),
+    "question_answering": TaskRow("BertForQuestionAnswering", _answers),
+    "multiple_choice": TaskRow("BertForMultipleChoice", _choices),
+    "masked_lm": TaskRow(
+        "BertForMaskedLM", lambda ids, mask, rng: {"labels": _some_positions(ids, mask, rng)}
+    ),
+    "causal_lm": TaskRow(
+        "GPT2LMHeadModel",
+        lambda ids, mask, rng: {"labels": _some_positions(ids, mask, rng)},
+        {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0},
+        family="gpt2",
+    ),
+    "seq2seq_lm": TaskRow(
+        "T5ForConditionalGeneration",
+        lambda ids, mask, rng: {"labels": _some_positions(ids, mask, rng)},
+        {"dropout_rate": 0.0, "decoder_start_token_id": 0},
+        family="t5-encoder",
+        stack="encoder",
+    ),
+}
+
+
+def task_model(task: str, num_layers: int = 4, seed: int = 0) -> PreTrainedModel:
+    """A tiny random model with the task's head, without dropout."""
+    row = TASK_ROWS[task]
+    base = ARCHITECTURES[row.family]
+    dropout = NO_DROPOUT if row.family == "bert" else {}
+    settings = {"vocab_size": VOCAB_SIZE, base.layer_key: num_layers, **base.config, **dropout}
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(base.model_type, **{**settings, **row.config})
+    model = getattr(transformers, row.model_class)(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+def task_dataset(task: str, rows: int = 24, length: int = 6, seed: int = 0) -> datasets.Dataset:
+    """Padded rows of several lengths; the labels that count lie unevenly among them."""
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(5, VOCAB_SIZE, (rows, length))
+    mask = (np.arange(length) < rng.integers(3, length + 1, (rows, 1))).astype(int)
+    ids = np.where(mask == 1, ids, 0)
+    columns = {"input_ids": ids, "attention_mask": mask}
+    columns |= TASK_ROWS[task].columns(ids, mask, rng)
+    return datasets.Dataset.from_dict({name: value.tolist() for name, value in columns.items()})
+
+
+def build_cell(loss: str, task: str, folder: Any, **overrides: Any) -> CompressionTrainer:
+    """A distillation trainer of one loss on one task, from four blocks to two."""
+    teacher = task_model(task)
+    return kdnlp.DistillationTrainer(
+        build_student(teacher, 2, stack=TASK_ROWS[task].stack),
+        teacher,
+        arguments("DistillationTrainer", folder, **{"max_steps": 3, **overrides}),
+        {"loss": LOSS_ROWS[loss].build()},
+        train_dataset=task_dataset(task),
+    )
+
+
+CELLS = [(loss, task) for loss in LOSSES for task in TASK_ROWS]
+SENSIBLE_CELLS = [(loss, task) for loss, task in CELLS if task in LOSSES[loss].tasks]

@@ -1,0 +1,193 @@
+"""One optimizer step: named losses, weighed and added up at the scale that the arguments say."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
+
+import torch
+from accelerate.utils import convert_to_fp32
+from torch import nn
+from transformers import PreTrainedModel, Trainer
+
+from kdnlp.arguments import CompressionTrainingArguments, DistillationTrainingArguments
+from kdnlp.losses import DistillationLoss
+from kdnlp.models.alignment import TEACHER_PREFIX, split_inputs
+from kdnlp.models.heads import UNITS, as_items, count_items, with_some_label
+from kdnlp.trainers.intermediate import IntermediateOutputs
+
+TASK = "task"
+"""The name of the loss on the labels."""
+
+
+class WeightedLossTrainer(Trainer):
+    """A `Trainer` whose loss is the weighted sum of losses by name; `CompressionTrainer` runs it.
+
+    Attributes:
+        losses: the losses by name, beside the one on the labels.
+        partner: the frozen model that they compare with, if any.
+        partner_inputs: the inputs that its forward names.
+        task: the model's kind of task.
+        intermediate: what keeps the layers that the losses read, while a run lasts.
+    """
+
+    args: CompressionTrainingArguments
+    losses: dict[str, DistillationLoss]
+    partner: PreTrainedModel | None
+    partner_inputs: set[str]
+    task: str
+    intermediate: IntermediateOutputs | None
+    _recorded: dict[str, tuple[torch.Tensor | float, int]]
+
+    @property
+    def student(self) -> PreTrainedModel:
+        """The model that is trained and saved, without any wrapper."""
+        return cast(PreTrainedModel, self.model)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], torch.Tensor]:
+        """The micro-batches of an optimizer step, and what one of each of `UNITS` weighs in it."""
+        samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if not samples:
+            return samples, torch.zeros(len(UNITS), device=device)
+        counts = torch.stack([count_items(split_inputs(b)[0], self.task) for b in samples])
+        totals = self.accelerator.reduce(counts.sum(0).to(device), reduction="sum")
+        # The backward pass averages over micro-batches and processes whatever they hold.
+        return samples, len(samples) * self.args.world_size / totals.clamp(min=1)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """The weighted sum of the losses in training, the task loss alone in evaluation.
+
+        Each is a mean over the valid items of the whole optimizer step, however they lie in
+        micro-batches and on processes: `num_items_in_batch` has what one of each of `UNITS` weighs.
+        """
+        ours, _ = split_inputs(inputs)
+        if not model.training:
+            return super().compute_loss(model, ours, return_outputs)
+        components, outputs = self._components(model, inputs)
+        if num_items_in_batch is not None:
+            shares = count_items(ours, self.task) * num_items_in_batch
+            for name, component in components.items():
+                unit = UNITS[1] if name == TASK else self.losses[name].unit
+                components[name] = component * shares[UNITS.index(unit)].to(component)
+        weights = self.loss_weights()
+        total = torch.stack([weights[name] * loss for name, loss in components.items()]).sum()
+        # In half precision the sum of a few hundred values would stop growing.
+        self.record({f"loss_{name}": loss.detach().float() for name, loss in components.items()})
+        return (total, outputs) if return_outputs else total
+
+    def _components(
+        self, model: nn.Module, inputs: dict[str, Any]
+    ) -> tuple[dict[str, torch.Tensor], Any]:
+        """The losses by name, each a mean over this micro-batch, and the model's outputs."""
+        ours, _ = split_inputs(inputs)
+        components = {}
+        (task_loss, outputs), layers = self._forward(model, ours)
+        if task_loss is not None:
+            components[TASK] = task_loss
+        if not self.losses:
+            return components, outputs
+        student, batch = as_items({**outputs, **layers}, ours, self.task)
+        teacher: dict[str, Any] = {}
+        if any(loss.needs_teacher for loss in self.losses.values()):
+            teacher, _ = as_items(self.partner_outputs(inputs), ours, self.task)
+        for name, loss in self.losses.items():
+            loss.temperature = self.temperature()
+            components[name] = loss(student, teacher, batch)
+        return components, outputs
+
+    def _forward(self, model: nn.Module, ours: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """The loss on the labels, if there are any, with the outputs; and the layers kept."""
+        watched = self._watched()
+        if any(name in ours for name in self.label_names):
+            # A copy: label smoothing takes the labels out of the batch it is given.
+            batch = with_some_label(ours, self.task)
+            loss = super().compute_loss
+            return watched.of_student(lambda: loss(model, batch, True))
+        if self.loss_weights().get(TASK):
+            raise ValueError(
+                f"The batch has none of the label columns {self.label_names}, but the task loss "
+                f"weighs {self.loss_weights()[TASK]}. Give the data labels, or set "
+                "loss_weights without task to train on the other losses alone."
+            )
+        return watched.of_student(lambda: (None, model(**ours)))
+
+    def _watched(self) -> IntermediateOutputs:
+        """What keeps the layers that losses read; of no layers, outside a run."""
+        return self.intermediate or IntermediateOutputs((), self.student, None)
+
+    @torch.no_grad()
+    def partner_outputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """What the frozen partner says about the batch, with the layers that the losses read."""
+        assert self.partner is not None
+        partner, (ours, theirs) = self.partner, split_inputs(inputs)
+        given = theirs if "input_ids" in theirs else {**ours, **theirs}
+        known = {k: v for k, v in given.items() if k in self.partner_inputs}
+        if self.task != "seq2seq_lm":  # whose labels are also what the decoder reads
+            known = {k: v for k, v in known.items() if k not in self.label_names}
+        # Preparing the partner would wrap its forward for good; it is the caller's model.
+        with self.accelerator.autocast():
+            outputs, layers = self._watched().of_teacher(lambda: partner(**known))
+        return {**convert_to_fp32(outputs), **layers}
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """Evaluate on the student's inputs alone."""
+        return super().prediction_step(model, split_inputs(inputs)[0], *args, **kwargs)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        """Keep the teacher's columns of the training data, besides those that the model names."""
+        known = self._signature_columns
+        super()._set_signature_columns_if_needed()
+        if known is None:
+            columns = getattr(self.train_dataset, "column_names", None) or []
+            teachers = [name for name in columns if name.startswith(TEACHER_PREFIX)]
+            self._signature_columns = [*(self._signature_columns or []), *teachers]  # type: ignore[assignment]
+
+    @property
+    def progress(self) -> float:
+        """The share of the optimizer steps that are done, in [0, 1]."""
+        return min(1.0, self.state.global_step / max(1, self.state.max_steps))
+
+    def temperature(self) -> float:
+        """The temperature of this step."""
+        if isinstance(self.args, DistillationTrainingArguments):
+            return self.args.temperature_at(self.progress)
+        return 1.0
+
+    def loss_weights(self) -> dict[str, float]:
+        """The weight of every loss at this step."""
+        names = [TASK, *self.losses]
+        if isinstance(self.args, DistillationTrainingArguments):
+            return self.args.loss_weights_at(self.progress, names)
+        return dict.fromkeys(names, 1.0 / len(names))
+
+    # Logging.
+
+    def record(self, values: Mapping[str, torch.Tensor | float]) -> None:
+        """Note values of this batch; their means since the last log appear in the next one."""
+        for name, value in values.items():
+            previous, count = self._recorded.get(name, (0.0, 0))
+            self._recorded[name] = (previous + value, count + 1)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the recorded means over all processes, and the scheduled values of this step."""
+        if "loss" in logs and self._recorded:
+            names = sorted(self._recorded)
+            means = [total / count for total, count in (self._recorded[n] for n in names)]
+            stacked = torch.stack([torch.as_tensor(m, device=self.args.device) for m in means])
+            stacked = self.accelerator.reduce(stacked, reduction="mean")
+            logs.update(zip(names, stacked.tolist(), strict=True))
+            logs.update(self.scheduled_values())
+            self._recorded = {}
+        super().log(logs, start_time)
+
+    def scheduled_values(self) -> dict[str, float]:
+        """The values that follow a schedule, for the log."""
+        return {"temperature": self.temperature()} if self.losses else {}

@@ -1,0 +1,133 @@
+"""Every loss on every kind of task: it trains as it should, or says why it cannot."""
+
+import pytest
+import torch
+import transformers
+from settings import (
+    CELLS,
+    LOSS_ROWS,
+    NO_DROPOUT,
+    SENSIBLE_CELLS,
+    TASK_ROWS,
+    build_cell,
+    task_dataset,
+    task_model,
+    tiny_model,
+)
+
+from kdnlp.losses import LOSSES
+from kdnlp.models.heads import TASK_KINDS, as_items, task_kind
+
+TASK = pytest.mark.parametrize("task", TASK_ROWS)
+
+
+def history(trainer, key):
+    return [entry[key] for entry in trainer.state.log_history if key in entry]
+
+
+@pytest.mark.parametrize(("loss", "task"), SENSIBLE_CELLS)
+def test_a_loss_on_a_task_trains_exactly_resumes_bit_equal_and_saves_plain(loss, task, tmp_path):
+    settings = {"save_strategy": "steps", "save_steps": 2}
+    whole = build_cell(loss, task, tmp_path / "whole", per_device_train_batch_size=8, **settings)
+    before = {n: p.clone() for n, p in whole.student.named_parameters()}
+    whole.train()
+    assert any(not p.equal(before[n]) for n, p in whole.student.named_parameters())
+    assert all(value > 0 for value in history(whole, "loss_loss"))
+
+    if not LOSS_ROWS[loss].of_the_batch:
+        parts = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
+        accumulated = build_cell(loss, task, tmp_path / "parts", **parts)
+        accumulated.train()
+        for key in ("loss", "grad_norm", "loss_task", "loss_loss"):
+            expected = history(whole, key)
+            assert len(expected) == 3
+            assert history(accumulated, key) == pytest.approx(expected, rel=1e-4, abs=1e-6), key
+
+    again = build_cell(loss, task, tmp_path / "again", per_device_train_batch_size=8, **settings)
+    again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    theirs = whole.student.state_dict()
+    assert all(tensor.equal(theirs[n]) for n, tensor in again.student.state_dict().items())
+
+    again.save_model(str(tmp_path / "saved"))
+    model_class = getattr(transformers, TASK_ROWS[task].model_class)
+    loaded, info = model_class.from_pretrained(tmp_path / "saved", output_loading_info=True)
+    assert not info["unexpected_keys"]
+    assert not info["missing_keys"]
+    assert all(tensor.equal(theirs[n]) for n, tensor in loaded.state_dict().items())
+
+
+@pytest.mark.parametrize(("loss", "task"), [cell for cell in CELLS if cell not in SENSIBLE_CELLS])
+def test_a_loss_that_makes_no_sense_on_a_task_is_refused_with_the_tasks_it_is_for(
+    loss, task, tmp_path
+):
+    with pytest.raises(ValueError, match=rf"{LOSSES[loss].__name__} teaches .* kind '{task}'"):
+        build_cell(loss, task, tmp_path)
+
+
+def test_every_kind_of_task_is_driven_by_the_suite():
+    assert set(TASK_ROWS) == set(TASK_KINDS)
+
+
+@TASK
+def test_the_kind_of_task_is_read_off_the_head(task):
+    assert task_kind(task_model(task)) == task
+
+
+def test_a_class_of_the_users_own_counts_as_what_it_derives_from():
+    class Tagger(transformers.BertForTokenClassification):
+        pass
+
+    assert task_kind(Tagger(task_model("token_classification").config)) == "token_classification"
+    assert task_kind(tiny_model("bert", 1, num_labels=1, id2label={0: "x"})) == "regression"
+
+
+def batch_of(task, rows=6):
+    data = task_dataset(task, rows).with_format("torch")[:]
+    return {name: torch.as_tensor(values) for name, values in data.items()}
+
+
+@TASK
+def test_logits_labels_and_mask_of_the_items_fit_together(task):
+    model, batch = task_model(task), batch_of(task)
+    with torch.no_grad():
+        outputs = model(**batch)
+    items, batch = as_items(outputs, batch, task)
+    mask = batch.get("item_mask")
+    assert mask is None or mask.shape == items["logits"].shape[:-1]
+    if not batch["labels"].is_floating_point():
+        assert batch["labels"].shape == items["logits"].shape[:-1]
+        counted = batch["labels"] if mask is None else batch["labels"][mask]
+        assert ((counted >= 0) & (counted < items["logits"].size(-1))).all()
+
+
+@pytest.mark.parametrize("task", [t for t in TASK_ROWS if not t.startswith("multi_label")])
+def test_the_models_own_loss_is_the_cross_entropy_of_the_items(task):
+    """What pins the shift of causal models and the two answers of question answering."""
+    if task == "regression":
+        pytest.skip("it has no classes")
+    model, batch = task_model(task), batch_of(task)
+    with torch.no_grad():
+        outputs = model(**batch)
+    items, prepared = as_items(outputs, batch, task)
+    losses = torch.nn.functional.cross_entropy(
+        items["logits"].flatten(0, -2), prepared["labels"].flatten(), reduction="none"
+    )
+    mask = prepared.get("item_mask")
+    counted = losses if mask is None else losses[mask.flatten()]
+    # Padding is no answer here, and a little probability to the model.
+    exact = {"rel": 1e-5} if task != "question_answering" else {"rel": 0.5}
+    assert counted.mean().item() == pytest.approx(outputs.loss.item(), **exact)
+
+
+@pytest.mark.parametrize("task", ["token_classification", "masked_lm", "causal_lm", "seq2seq_lm"])
+def test_a_micro_batch_without_any_label_adds_nothing_and_no_nan(task, tmp_path):
+    # Every third row has no label, and micro-batches of one row meet it alone.
+    one = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8}
+    trainer = build_cell("logits", task, tmp_path, **one, logging_nan_inf_filter=False)
+    trainer.train()
+    assert all(torch.isfinite(torch.tensor(history(trainer, "loss"))))
+    assert all(torch.isfinite(p).all() for p in trainer.student.parameters())
+
+
+def test_dropout_free_settings_are_what_makes_the_trajectories_comparable():
+    assert task_model("masked_lm").config.hidden_dropout_prob == NO_DROPOUT["hidden_dropout_prob"]
