@@ -114,9 +114,23 @@ class DistillationTrainingArguments(CompressionTrainingArguments):
         metadata={"help": "How the weights move to final_loss_weights."},
     )
 
+    loss_balancing: Literal["none", "uncertainty", "gradient_norm"] = field(
+        default="none",
+        metadata={
+            "help": "What multiplies the weights as the run goes: a learned uncertainty of each "
+            "loss (Kendall et al. 2018), or the inverse norm of its gradient at the first block "
+            "(Chen et al. 2018), which costs a backward pass a loss."
+        },
+    )
+
     def check(self) -> None:
         """Check temperatures, weights and schedules; parse weights given as text."""
         super().check()
+        if self.loss_balancing not in ("none", "uncertainty", "gradient_norm"):
+            raise ValueError(
+                "loss_balancing must be one of none, uncertainty, gradient_norm, got "
+                f"{self.loss_balancing!r}."
+            )
         self.loss_weights = parse_weights(self.loss_weights, "loss_weights")
         self.final_loss_weights = parse_weights(self.final_loss_weights, "final_loss_weights")
         _check_temperature("temperature", self.temperature)
@@ -259,6 +273,12 @@ class TheseusTrainingArguments(DistillationTrainingArguments):
             raise ValueError(
                 f'skipped_gradients must be "zero" or "none", got {self.skipped_gradients!r}. They '
                 "are two different algorithms."
+            )
+        if self.loss_balancing == "gradient_norm":
+            raise ValueError(
+                "loss_balancing=gradient_norm measures gradients at the first block, which Theseus "
+                "skips in many steps: there would be nothing to measure. Use uncertainty, or set "
+                "loss_weights."
             )
         if self.torch_compile:
             raise ValueError(

@@ -221,6 +221,12 @@ TRAINER_ROWS = {
     "distillation-parameters": TrainerRow(
         "DistillationTrainer", losses=lambda: {"hidden": ProjectedHidden()}
     ),
+    "distillation-uncertainty": TrainerRow(
+        "DistillationTrainer", {"loss_balancing": "uncertainty"}
+    ),
+    "distillation-gradient-norm": TrainerRow(
+        "DistillationTrainer", {"loss_balancing": "gradient_norm"}, of_the_batch=True
+    ),
     "theseus": TrainerRow("TheseusTrainer"),
     "theseus-none": TrainerRow(
         "TheseusTrainer", {"skipped_gradients": "none", "initial_replacing_rate": 0.1}

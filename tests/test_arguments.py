@@ -307,6 +307,7 @@ SET = {
         "loss_weights": "task=0.25,logits=0.75",
         "final_loss_weights": '{"logits": 2}',
         "loss_weights_schedule": "step",
+        "loss_balancing": "uncertainty",
     },
     TheseusTrainingArguments: {
         "loss_weights": "task=0.25,logits=0.75",

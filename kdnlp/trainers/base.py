@@ -13,6 +13,7 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from kdnlp.arguments import CompressionTrainingArguments, DistillationTrainingArguments
 from kdnlp.losses import DistillationLoss
+from kdnlp.losses.balance import BALANCERS
 from kdnlp.models.alignment import input_names
 from kdnlp.models.heads import task_kind
 from kdnlp.models.precision import restore_forward, wrapped_forward
@@ -29,6 +30,9 @@ UNUSED_PARAMETERS = (
     "{} reaches parameters outside the model's forward, and ddp_find_unused_parameters=True would "
     "count their gradients twice and stop at the first step. Leave it unset."
 )
+
+BALANCER = "loss_balancer"
+"""The name beside the losses of what balances them."""
 
 _HALF_PRECISION = {torch.float16, torch.bfloat16}
 
@@ -56,7 +60,6 @@ class CompressionTrainer(WeightedLossTrainer):
     arguments_class: ClassVar[type[CompressionTrainingArguments]] = CompressionTrainingArguments
     method = "fine-tuning"
     citation = ""
-    stack: str | None = None
 
     def __init__(
         self,
@@ -74,12 +77,15 @@ class CompressionTrainer(WeightedLossTrainer):
         self.task = ""
         self.model_card: str | None = None
         self._recorded = {}
+        self.balancer = None
         self._owns_output_dir = False
         self._holds_other_run = False
         self._prepared: tuple[nn.Module, dict[str, Any]] | None = None
         self._initial_losses: dict[str, dict[str, Any]] = {}
         self.is_in_train = False  # read by call_model_init, which Trainer's constructor calls
         args = self._checked(args)
+        kind = getattr(args, "loss_balancing", "none")
+        self.balancer = BALANCERS[kind]([TASK, *self.losses]) if kind in BALANCERS else None
         # The stock default searches for unused parameters, and would count those that a loss
         # reaches outside the model's forward twice.
         if args.ddp_find_unused_parameters is None:
@@ -101,7 +107,10 @@ class CompressionTrainer(WeightedLossTrainer):
                 nn.Module.to(self.partner, self.args.device)
         self._check_model(self.student)
         # A loss may make its parameters when it sees the models.
-        self._initial_losses = {n: copy.deepcopy(x.state_dict()) for n, x in self.losses.items()}
+        self._initial_losses = {
+            name: copy.deepcopy(module.state_dict())
+            for name, module in self._loss_modules().items()
+        }
 
     # The model during training: what subclasses add to it is taken off again afterwards.
 
@@ -113,9 +122,14 @@ class CompressionTrainer(WeightedLossTrainer):
         self.intermediate = IntermediateOutputs(
             self.losses.values(), model, self.partner, self.stack
         )
-        trainable = {n: loss for n, loss in self.losses.items() if list(loss.parameters())}
+        trainable = {n: m for n, m in self._loss_modules().items() if list(m.parameters())}
         if trainable:
             model.add_module(LOSS_MODULE, nn.ModuleDict(trainable).to(model.device))
+
+    def _loss_modules(self) -> dict[str, nn.Module]:
+        """The losses, and what balances them, by the names under which a checkpoint holds them."""
+        balancer = {} if self.balancer is None else {BALANCER: self.balancer}
+        return {**self.losses, **balancer}
 
     def part(self, model: PreTrainedModel) -> None:
         """Leave `model` a plain transformers model, in its own precision."""
@@ -150,8 +164,8 @@ class CompressionTrainer(WeightedLossTrainer):
         if self.is_in_train:
             nn.Module.to(model, self.args.device)
             self._check_model(model)
-            for name, loss in self.losses.items():
-                loss.load_state_dict(self._initial_losses[name])
+            for name, module in self._loss_modules().items():
+                module.load_state_dict(self._initial_losses[name])
             self.join(model)
         return model
 
@@ -250,7 +264,7 @@ class CompressionTrainer(WeightedLossTrainer):
     def _check_arguments(self, args: CompressionTrainingArguments) -> None:
         args.check()
         if args.ddp_find_unused_parameters and any(
-            list(loss.parameters()) for loss in self.losses.values()
+            list(module.parameters()) for module in self._loss_modules().values()
         ):
             raise ValueError(UNUSED_PARAMETERS.format("A loss with parameters"))
         if isinstance(args, DistillationTrainingArguments):
@@ -274,10 +288,10 @@ class CompressionTrainer(WeightedLossTrainer):
 
 def _named_losses(losses: Mapping[str, DistillationLoss] | None) -> dict[str, DistillationLoss]:
     for name, loss in (losses or {}).items():
-        if name == TASK or not isinstance(loss, DistillationLoss):
+        if name in (TASK, BALANCER) or not isinstance(loss, DistillationLoss):
             raise ValueError(
-                f"losses must map names other than {TASK!r} to DistillationLoss objects, got "
-                f"{name!r}: {type(loss).__name__}. {TASK!r} is the loss on the labels."
+                f"losses must map names other than {TASK!r} and {BALANCER!r} to DistillationLoss "
+                f"objects, got {name!r}: {type(loss).__name__}. {TASK!r} is the loss on the labels."
             )
     return dict(losses or {})
 

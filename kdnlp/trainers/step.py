@@ -1,6 +1,7 @@
 """One optimizer step: named losses, weighed and added up at the scale that the arguments say."""
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -10,8 +11,10 @@ from transformers import PreTrainedModel, Trainer
 
 from kdnlp.arguments import CompressionTrainingArguments, DistillationTrainingArguments
 from kdnlp.losses import DistillationLoss
+from kdnlp.losses.balance import LossBalancer
 from kdnlp.models.alignment import TEACHER_PREFIX, split_inputs
 from kdnlp.models.heads import UNITS, as_items, count_items, with_some_label
+from kdnlp.models.layers import find_layers
 from kdnlp.trainers.intermediate import IntermediateOutputs
 
 TASK = "task"
@@ -23,14 +26,18 @@ class WeightedLossTrainer(Trainer):
 
     Attributes:
         losses: the losses by name, beside the one on the labels.
+        balancer: what multiplies their weights from step to step, if anything.
         partner: the frozen model that they compare with, if any.
         partner_inputs: the inputs that its forward names.
         task: the model's kind of task.
+        stack: `"encoder"` or `"decoder"`, for models that have both.
         intermediate: what keeps the layers that the losses read, while a run lasts.
     """
 
     args: CompressionTrainingArguments
+    stack: str | None = None
     losses: dict[str, DistillationLoss]
+    balancer: LossBalancer | None
     partner: PreTrainedModel | None
     partner_inputs: set[str]
     task: str
@@ -75,11 +82,20 @@ class WeightedLossTrainer(Trainer):
             for name, component in components.items():
                 unit = UNITS[1] if name == TASK else self.losses[name].unit
                 components[name] = component * shares[UNITS.index(unit)].to(component)
-        weights = self.loss_weights()
-        total = torch.stack([weights[name] * loss for name, loss in components.items()]).sum()
+        total = self._weighted_sum(components)
         # In half precision the sum of a few hundred values would stop growing.
         self.record({f"loss_{name}": loss.detach().float() for name, loss in components.items()})
         return (total, outputs) if return_outputs else total
+
+    def _weighted_sum(self, components: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        weights = self.loss_weights()
+        if self.balancer is None:
+            return torch.stack([weights[name] * loss for name, loss in components.items()]).sum()
+        reference = list(find_layers(self.student, self.stack).layers[0].parameters())
+        mean = partial(self.accelerator.reduce, reduction="mean")
+        total, factors = self.balancer(components, weights, reference, mean)
+        self.record({f"factor_{name}": factor.float() for name, factor in factors.items()})
+        return total
 
     def _components(
         self, model: nn.Module, inputs: dict[str, Any]

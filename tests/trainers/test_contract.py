@@ -1,6 +1,7 @@
 """What every trainer promises, run over every row of the settings table."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -170,7 +171,10 @@ def test_every_component_is_logged_and_they_add_up_to_the_loss(row, tmp_path):
             if hasattr(args, "loss_weights_at")
             else {"task": 1.0}
         )
-        total = sum(shares[name] * entry[f"loss_{name}"] for name in names)
+        factors = {name: entry.get(f"factor_{name}", 1.0) for name in names}
+        total = sum(shares[name] * factors[name] * entry[f"loss_{name}"] for name in names)
+        if getattr(args, "loss_balancing", "none") == "uncertainty":
+            total -= sum(shares[name] * math.log(factors[name]) for name in names)
         assert total == pytest.approx(entry["loss"], rel=1e-5)
         assert ("temperature" in entry) == bool(trainer.losses)
         assert ("replacing_rate" in entry) == ("theseus" in trainer.method)

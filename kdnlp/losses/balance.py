@@ -1,0 +1,134 @@
+"""Balancing the losses of a run while it goes: `BALANCERS` maps the argument to the class."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+Reduce = Callable[[torch.Tensor], torch.Tensor]
+
+
+class LossBalancer(nn.Module):
+    """Factors on the losses of a step, beside the weights that the arguments give.
+
+    Args:
+        names: the losses of the run.
+    """
+
+    citation: ClassVar[str] = ""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__()
+        self.names = list(names)
+
+    def forward(
+        self,
+        losses: Mapping[str, torch.Tensor],
+        weights: Mapping[str, float],
+        reference: Sequence[nn.Parameter],
+        reduce: Reduce,
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Add up the losses of a micro-batch.
+
+        Args:
+            losses: scalars by name.
+            weights: the weight of each, which the factors multiply.
+            reference: parameters of the student that every loss reaches.
+            reduce: the mean of a tensor over all processes.
+
+        Returns:
+            The sum, and the factors by name, detached.
+        """
+        raise NotImplementedError
+
+
+class UncertaintyBalancer(LossBalancer):
+    """`sum of w * (exp(-s) * L + s)`, with one learned `s` a loss, which starts at 0.
+
+    At the minimum over `s` the factor `exp(-s)` is one over the loss: what is still large counts
+    less. Losses must be at least 0, and one that reaches 0 takes its factor to infinity.
+
+    Source: Kendall, Gal, Cipolla 2018, "Multi-Task Learning Using Uncertainty to Weigh Losses for
+    Scene Geometry and Semantics", CVPR, arXiv 1705.07115, section 3.2, without the constant 1/2.
+    """
+
+    citation = """@inproceedings{kendall2018multitask,
+  title={Multi-Task Learning Using Uncertainty to Weigh Losses for Scene Geometry and Semantics},
+  author={Kendall, Alex and Gal, Yarin and Cipolla, Roberto},
+  booktitle={IEEE/CVF Conference on Computer Vision and Pattern Recognition},
+  year={2018}
+}"""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__(names)
+        self.log_variances = nn.ParameterDict({n: nn.Parameter(torch.zeros(())) for n in names})
+
+    def forward(
+        self,
+        losses: Mapping[str, torch.Tensor],
+        weights: Mapping[str, float],
+        reference: Sequence[nn.Parameter],
+        reduce: Reduce,
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The sum of one micro-batch; see the class."""
+        variances = {name: self.log_variances[name] for name in self.names}
+        terms = [
+            weights[name] * ((-variances[name]).exp() * loss + variances[name])
+            for name, loss in losses.items()
+        ]
+        # A loss that a batch does not have still holds its parameter in the graph, as DDP asks.
+        absent = [0.0 * variances[name] for name in self.names if name not in losses]
+        factors = {name: (-variances[name]).exp().detach() for name in losses}
+        return torch.stack([*terms, *absent]).sum(), factors
+
+
+class GradientNormBalancer(LossBalancer):
+    """`sum of w * L * mean norm / norm of L`: gradients of one size at the reference parameters.
+
+    The norms are measured in every micro-batch, at the price of a backward pass a loss. They are
+    of the micro-batch, so that gradient accumulation may change the factors.
+
+    Source: Chen, Badrinarayanan, Lee, Rabinovich 2018, "GradNorm: Gradient Normalization for
+    Adaptive Loss Balancing in Deep Multitask Networks", ICML, arXiv 1711.02257. The paper moves
+    its factors towards this point by gradient steps; here, with its alpha at 0, they are there.
+    """
+
+    citation = """@inproceedings{chen2018gradnorm,
+  title={{GradNorm}: Gradient Normalization for Adaptive Loss Balancing in Deep Multitask Networks},
+  author={Chen, Zhao and Badrinarayanan, Vijay and Lee, Chen-Yu and Rabinovich, Andrew},
+  booktitle={International Conference on Machine Learning},
+  year={2018}
+}"""
+
+    def forward(
+        self,
+        losses: Mapping[str, torch.Tensor],
+        weights: Mapping[str, float],
+        reference: Sequence[nn.Parameter],
+        reduce: Reduce,
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The sum of one micro-batch; see the class."""
+        norms = reduce(torch.stack([_norm(loss, reference) for loss in losses.values()]))
+        # A loss without a gradient has nothing to balance, and a factor of 1.
+        known = norms > 0
+        mean = torch.where(known, norms, 0.0).sum() / known.sum().clamp(min=1)
+        scales = torch.where(known, mean / norms.clamp(min=torch.finfo(norms.dtype).tiny), 1.0)
+        factors = dict(zip(losses, scales, strict=True))
+        return (
+            torch.stack([weights[n] * factors[n] * loss for n, loss in losses.items()]).sum(),
+            factors,
+        )
+
+
+def _norm(loss: torch.Tensor, reference: Sequence[nn.Parameter]) -> torch.Tensor:
+    """The norm of a loss's gradient at the reference parameters; in float32."""
+    gradients = torch.autograd.grad(loss, reference, retain_graph=True, allow_unused=True)
+    squares = [g.float().square().sum() for g in gradients if g is not None]
+    return torch.stack(squares).sum().sqrt() if squares else loss.new_zeros(())
+
+
+BALANCERS: dict[str, type[LossBalancer]] = {
+    "uncertainty": UncertaintyBalancer,
+    "gradient_norm": GradientNormBalancer,
+}

@@ -1,0 +1,94 @@
+"""Balancers multiply the weights as their papers say."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from kdnlp.arguments import DistillationTrainingArguments, TheseusTrainingArguments
+from kdnlp.losses.balance import BALANCERS, GradientNormBalancer, UncertaintyBalancer
+
+WEIGHTS = {"task": 0.5, "logits": 2.0}
+
+
+def losses(parameter):
+    """Two losses whose gradients at the parameter have the norms 2 and 30."""
+    return {"task": (2 * parameter).sum() + 1, "logits": (30 * parameter).sum() + 4}
+
+
+def same(tensor):
+    return tensor
+
+
+def test_uncertainty_starts_at_the_plain_sum():
+    parameter = nn.Parameter(torch.zeros(1))
+    total, factors = UncertaintyBalancer(WEIGHTS)(losses(parameter), WEIGHTS, [parameter], same)
+    assert total.item() == pytest.approx(0.5 * 1 + 2.0 * 4)
+    assert {name: factor.item() for name, factor in factors.items()} == {"task": 1, "logits": 1}
+
+
+def test_uncertainty_settles_at_one_over_the_loss():
+    balancer, fixed = UncertaintyBalancer(WEIGHTS), nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD(balancer.parameters(), lr=0.05)
+    for _ in range(800):
+        optimizer.zero_grad()
+        total, factors = balancer(losses(fixed), WEIGHTS, [fixed], same)
+        total.backward()
+        optimizer.step()
+    assert factors["task"].item() == pytest.approx(1.0, rel=1e-3)
+    assert factors["logits"].item() == pytest.approx(1 / 4, rel=1e-3)
+    assert total.item() == pytest.approx(0.5 + 2.0 * (1 + math.log(4)), rel=1e-3)
+
+
+def test_uncertainty_keeps_an_absent_loss_in_the_graph():
+    balancer, parameter = UncertaintyBalancer(WEIGHTS), nn.Parameter(torch.zeros(1))
+    only = {"task": losses(parameter)["task"]}
+    balancer(only, WEIGHTS, [parameter], same)[0].backward()
+    assert balancer.log_variances["logits"].grad.item() == 0.0
+    assert balancer.log_variances["task"].grad.item() == pytest.approx(0.5 * (1 - 1))
+
+
+def test_gradient_norms_become_equal_and_keep_their_mean():
+    parameter = nn.Parameter(torch.zeros(1))
+    total, factors = GradientNormBalancer(WEIGHTS)(losses(parameter), WEIGHTS, [parameter], same)
+    assert factors["task"].item() * 2 == pytest.approx(16)
+    assert factors["logits"].item() * 30 == pytest.approx(16)
+    total.backward()
+    assert parameter.grad.item() == pytest.approx(0.5 * 16 + 2.0 * 16)
+
+
+def test_a_loss_that_does_not_reach_the_reference_keeps_its_weight():
+    parameter, other = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.ones(1))
+    both = {"task": losses(parameter)["task"], "logits": (3 * other).sum()}
+    total, factors = GradientNormBalancer(WEIGHTS)(both, WEIGHTS, [parameter], same)
+    assert {name: factor.item() for name, factor in factors.items()} == {"task": 1, "logits": 1}
+    assert total.item() == pytest.approx(0.5 + 6)
+
+
+def test_processes_balance_by_the_mean_of_their_norms():
+    parameter = nn.Parameter(torch.zeros(1))
+    seen = []
+
+    def reduce(norms):
+        seen.append(norms.tolist())
+        return torch.tensor([10.0, 10.0])
+
+    _, factors = GradientNormBalancer(WEIGHTS)(losses(parameter), WEIGHTS, [parameter], reduce)
+    assert seen == [[2.0, 30.0]]
+    assert [factor.item() for factor in factors.values()] == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("name", BALANCERS)
+def test_a_balancer_cites_its_paper(name):
+    assert BALANCERS[name].citation.startswith("@inproceedings")
+
+
+def test_an_unknown_balancer_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="loss_balancing must be one of none, uncertainty"):
+        DistillationTrainingArguments(str(tmp_path), loss_balancing="pareto", use_cpu=True)
+
+
+def test_theseus_refuses_to_measure_where_it_skips(tmp_path):
+    with pytest.raises(ValueError, match="first block, which Theseus skips"):
+        TheseusTrainingArguments(str(tmp_path), loss_balancing="gradient_norm", use_cpu=True)
