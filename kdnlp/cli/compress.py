@@ -1,6 +1,8 @@
 """`kdnlp theseus` and `kdnlp distill`: from a fine-tuned model to a smaller one and its report."""
 
 import copy
+import inspect
+import json
 import logging
 from collections.abc import Sequence
 from functools import partial
@@ -155,22 +157,48 @@ def parse_init_layers(value: str) -> InitLayers:
         ) from error
 
 
-def resolve_losses(names: str | None) -> dict[str, DistillationLoss] | None:
-    """Losses by name, from text such as `logits`.
+def resolve_losses(text: str | None) -> dict[str, DistillationLoss] | None:
+    """Losses by name, from text such as `logits,hidden` or JSON with the settings of each.
+
+    >>> resolve_losses('{"hidden": {"layer_map": "skip"}}')["hidden"].config()["layer_map"]
+    'skip'
 
     Raises:
-        ValueError: if a name is not in `LOSSES`.
+        ValueError: if a name is not in `LOSSES`, or a setting is none of the loss's.
     """
-    if names is None:
+    if text is None:
         return None
-    wanted = [name.strip() for name in names.split(",")]
+    wanted = _named_settings(text)
     unknown = [name for name in wanted if name not in LOSSES]
     if unknown:
         raise ValueError(
             f"--losses names {', '.join(unknown)}; expected names out of {', '.join(LOSSES)}. The "
             "loss on the labels, `task`, is always there; weigh it with --loss_weights."
         )
-    return {name: LOSSES[name]() for name in wanted}
+    return {name: _build_loss(name, settings) for name, settings in wanted.items()}
+
+
+def _named_settings(text: str) -> dict[str, dict[str, Any]]:
+    if not text.lstrip().startswith("{"):
+        return {name.strip(): {} for name in text.split(",")}
+    try:
+        return {name: dict(settings or {}) for name, settings in json.loads(text).items()}
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            "--losses must read like logits,hidden or, with settings, be JSON such as "
+            f'{{"logits": {{}}, "hidden": {{"layer_map": "skip"}}}}, got {text!r}.'
+        ) from error
+
+
+def _build_loss(name: str, settings: dict[str, Any]) -> DistillationLoss:
+    known = list(inspect.signature(LOSSES[name]).parameters)
+    unknown = sorted(set(settings) - set(known))
+    if unknown:
+        raise ValueError(
+            f"--losses gives {name} the settings {', '.join(unknown)}, which it does not have; it "
+            f"has {', '.join(known) or 'none'}."
+        )
+    return LOSSES[name](**settings)
 
 
 def finetune_baseline(

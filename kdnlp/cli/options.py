@@ -83,7 +83,8 @@ class CompressionOptions(ModelOptions):
         default=None,
         metadata={
             "help": f"Distillation losses, with commas, out of {', '.join(LOSSES)}; default logits "
-            "for `distill`, none for `theseus`."
+            "for `distill`, none for `theseus`. With settings, JSON: "
+            '{"logits": {}, "hidden": {"layer_map": "skip"}}.'
         },
     )
     baseline: bool = field(

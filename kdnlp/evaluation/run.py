@@ -77,4 +77,5 @@ def _arguments(trainer: CompressionTrainer) -> dict[str, Any]:
 
 def _citations(trainer: CompressionTrainer) -> list[str]:
     found = [trainer.citation, *(loss.citation for loss in trainer.losses.values())]
+    found += [trainer.balancer.citation] if trainer.balancer is not None else []
     return list(dict.fromkeys(filter(None, found)))

@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from settings import TRAINER_ROWS, build_trainer
+from settings import SENSIBLE_CELLS, TRAINER_ROWS, build_cell, build_trainer
 
 
 def checksum(model):
@@ -33,6 +33,16 @@ def main(folder: Path, per_device_batch: int) -> None:
             "history": trainer.state.log_history,
             "checksums": gather_object([checksum(trainer.student)]),
             "ddp": type(trainer.model_wrapped).__name__,
+        }
+    for loss, task in SENSIBLE_CELLS:
+        torch.manual_seed(11)
+        trainer = build_cell(
+            loss, task, folder / loss / task, per_device_train_batch_size=per_device_batch
+        )
+        trainer.train()
+        results[f"{loss}-{task}"] = {
+            "history": trainer.state.log_history,
+            "checksums": gather_object([checksum(trainer.student)]),
         }
     if PartialState().is_main_process:
         (folder / "results.json").write_text(json.dumps(results))

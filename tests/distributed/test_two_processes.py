@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from settings import TRAINER_ROWS, build_trainer
+from settings import LOSS_ROWS, SENSIBLE_CELLS, TRAINER_ROWS, build_cell, build_trainer
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 SCRIPT = Path(__file__).parent / "run_rows.py"
@@ -62,3 +62,20 @@ def test_the_ranks_hold_the_same_weights_at_the_end(name, two_processes):
     first, second = two_processes[name]["checksums"]
     assert first == second
     assert two_processes[name]["ddp"] == "DistributedDataParallel"
+
+
+@pytest.mark.parametrize(("loss", "task"), SENSIBLE_CELLS)
+def test_every_loss_on_every_task_is_the_same_on_two_processes(loss, task, two_processes, tmp_path):
+    got = two_processes[f"{loss}-{task}"]
+    first, second = got["checksums"]
+    assert first == second
+    if LOSS_ROWS[loss].of_the_batch:
+        return
+    torch.manual_seed(11)
+    one = build_cell(loss, task, tmp_path, per_device_train_batch_size=8)
+    one.train()
+    for key in ("loss", "grad_norm", "loss_task", "loss_loss"):
+        expected = [entry[key] for entry in one.state.log_history if key in entry]
+        assert len(expected) == 3
+        values = [entry[key] for entry in got["history"] if key in entry]
+        assert values == pytest.approx(expected, rel=1e-3, abs=1e-6), key
