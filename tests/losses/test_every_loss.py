@@ -97,7 +97,7 @@ def test_a_student_of_another_width_learns_or_is_told_why_not(name):
         value = run(loss, student, teacher, padded_batch())
     except ValueError as error:
         assert "heads" in str(error)  # noqa: PT017
-        assert name in ("attention", "attention_scores")
+        assert name in ("attention", "attention_scores", "minilm")
     else:
         value.backward()
         assert torch.isfinite(value)
