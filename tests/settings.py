@@ -32,6 +32,7 @@ from kdnlp.losses import (
     LogitsLoss,
     LogitsMSELoss,
     MiniLMLoss,
+    PatientLoss,
     RelationalAngleLoss,
     RelationalDistanceLoss,
     RelationLoss,
@@ -183,6 +184,7 @@ LOSS_ROWS = {
     "correlation": LossRow(CorrelationLoss, of_the_batch=True),
     "hidden": LossRow(HiddenLoss),
     "hidden_cosine": LossRow(HiddenCosineLoss),
+    "patient": LossRow(PatientLoss),
     "attention": LossRow(AttentionLoss),
     "attention_scores": LossRow(AttentionScoresLoss),
     "relation": LossRow(RelationLoss),
@@ -241,6 +243,9 @@ TRAINER_ROWS = {
     "distillation-parameters": TrainerRow(
         "DistillationTrainer", losses=lambda: {"hidden": ProjectedHidden()}
     ),
+    "distillation-dynamic-map": TrainerRow(
+        "DistillationTrainer", losses=lambda: {"loss": HiddenLoss("dynamic")}, of_the_batch=True
+    ),
     "distillation-uncertainty": TrainerRow(
         "DistillationTrainer", {"loss_balancing": "uncertainty"}
     ),
@@ -257,6 +262,10 @@ TRAINER_ROWS = {
     ),
     "theseus-checkpointing": TrainerRow("TheseusTrainer", {"activation_checkpointing": True}),
     "theseus-logits": TrainerRow("TheseusTrainer", losses=lambda: {"logits": LogitsLoss()}),
+    "theseus-layers": TrainerRow(
+        "TheseusTrainer",
+        losses=lambda: {"hidden": HiddenLoss(projection=True), "scores": AttentionScoresLoss()},
+    ),
 }
 ARGUMENTS = {
     "CompressionTrainer": CompressionTrainingArguments,

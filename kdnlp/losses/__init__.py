@@ -18,6 +18,7 @@ from kdnlp.losses.logits import LogitsLoss, soft_target_kl, soft_target_sigmoid_
 from kdnlp.losses.logits_cosine import LogitsCosineLoss, logits_cosine
 from kdnlp.losses.logits_mse import LogitsMSELoss, logits_mse
 from kdnlp.losses.minilm import MiniLMLoss
+from kdnlp.losses.patient import PatientLoss, normalised_distance
 from kdnlp.losses.relation import RelationLoss, relation_kl, self_relation
 from kdnlp.losses.relational import (
     RelationalAngleLoss,
@@ -37,8 +38,13 @@ LOSSES: dict[str, type[DistillationLoss]] = {
     "total_variation": TotalVariationLoss,
     "decoupled": DecoupledLoss,
     "correlation": CorrelationLoss,
+    "logits_mse": LogitsMSELoss,
+    "logits_cosine": LogitsCosineLoss,
+    "label_smoothing": LabelSmoothingLoss,
+    "teacher_free": TeacherFreeLoss,
     "hidden": HiddenLoss,
     "hidden_cosine": HiddenCosineLoss,
+    "patient": PatientLoss,
     "attention": AttentionLoss,
     "attention_scores": AttentionScoresLoss,
     "relation": RelationLoss,
@@ -47,10 +53,6 @@ LOSSES: dict[str, type[DistillationLoss]] = {
     "relational_angle": RelationalAngleLoss,
     "similarity": SimilarityLoss,
     "contrast": ContrastLoss,
-    "logits_mse": LogitsMSELoss,
-    "logits_cosine": LogitsCosineLoss,
-    "label_smoothing": LabelSmoothingLoss,
-    "teacher_free": TeacherFreeLoss,
 }
 
 __all__ = [
@@ -69,6 +71,7 @@ __all__ = [
     "LogitsLoss",
     "LogitsMSELoss",
     "MiniLMLoss",
+    "PatientLoss",
     "RelationLoss",
     "RelationalAngleLoss",
     "RelationalDistanceLoss",
@@ -86,6 +89,7 @@ __all__ = [
     "jensen_shannon",
     "logits_cosine",
     "logits_mse",
+    "normalised_distance",
     "relation_kl",
     "relational_angle",
     "relational_distance",

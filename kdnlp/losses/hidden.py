@@ -27,7 +27,7 @@ def hidden_mse(
 
 
 class HiddenLoss(ProjectedLoss):
-    """Hidden states by `hidden_mse`, summed over mapped layers, through a map between widths.
+    """Equal hidden states by `hidden_mse`, summed over mapped layers, through a map between widths.
 
     Reads `hidden_states`, the embeddings among them where the map says 0. FitNets' hints are one
     layer in the middle, such as `layer_map={2: 4}`; TinyBERT's are `"uniform"` with

@@ -24,7 +24,7 @@ def hidden_cosine(
 
 
 class HiddenCosineLoss(ProjectedLoss):
-    """Hidden states by `hidden_cosine`, summed over mapped layers.
+    """Hidden states of one direction by `hidden_cosine`, summed over mapped layers.
 
     Reads `hidden_states`. It ignores their size, and so the few large dimensions less than
     `HiddenLoss` does not.

@@ -47,7 +47,7 @@ def jensen_shannon(
 
 
 class JensenShannonLoss(ClassLogitsLoss):
-    """Soft targets by `jensen_shannon`: bounded, so that one confident error cannot dominate.
+    """Soft targets both ways by `jensen_shannon`: bounded, so that no single error dominates.
 
     Args:
         beta: the teacher's share of the mixture, in (0, 1); 0.5 is symmetric.

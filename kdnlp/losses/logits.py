@@ -78,7 +78,7 @@ def soft_target_sigmoid_kl(
 
 
 class LogitsLoss(DistillationLoss):
-    """Soft targets on the logits: softmax, sigmoid or squared error, as the task asks.
+    """Soft targets: softmax, sigmoid or squared error, as the task asks.
 
     Reads `logits`, shape (*items, labels). Tasks that choose a class use `soft_target_kl`,
     multi-label ones `soft_target_sigmoid_kl`; for regression it is the mean squared error to the

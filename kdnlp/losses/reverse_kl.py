@@ -34,7 +34,7 @@ def reverse_kl(
 
 
 class ReverseKLLoss(ClassLogitsLoss):
-    """Soft targets by `reverse_kl`: settles on one mode of the teacher instead of covering all.
+    """Soft targets in reverse by `reverse_kl`: settles on one mode of the teacher, not on all.
 
     It misleads early in training: where the student is far off, its gradient is small.
 

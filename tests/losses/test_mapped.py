@@ -12,10 +12,12 @@ from kdnlp.losses import (
     AttentionScoresLoss,
     HiddenCosineLoss,
     HiddenLoss,
+    PatientLoss,
     attention_kl,
     attention_mse,
     hidden_cosine,
     hidden_mse,
+    normalised_distance,
 )
 from kdnlp.losses.layer_map import resolve_layer_map
 
@@ -271,3 +273,25 @@ def test_softmax_of_the_scores_is_what_the_reference_probabilities_are():
     """The two inputs of these tests are made alike, so that one check covers both."""
     row = scores()[0][1, 0, 2].numpy()
     np.testing.assert_allclose(probabilities()[0][1, 0, 2].numpy(), softmax(row))
+
+
+def test_patient_distance_equals_its_formula_on_the_first_attended_token():
+    loss = PatientLoss({1: 2, 2: 4})
+    loss.prepare(*configs(), TASK)
+    student, teacher = outputs("hidden_states", {1: 2, 2: 4}, lambda seed: states(16, seed))
+    expected = 0.0
+    for ours, theirs in ((1, 2), (2, 4)):
+        distances = []
+        for row, first in ((0, 0), (1, 0), (2, 2)):
+            s = student["hidden_states"][ours][row, first].numpy()
+            t = teacher["hidden_states"][theirs][row, first].numpy()
+            distances.append(((s / np.linalg.norm(s) - t / np.linalg.norm(t)) ** 2).sum())
+        expected += np.mean(distances)
+    got = loss(student, teacher, {"attention_mask": MASK}).item()
+    assert got == pytest.approx(expected, rel=1e-9)
+
+
+def test_patient_distance_has_the_gradient_of_finite_differences():
+    student, teacher = states()
+    student = student[:, 0].detach().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: normalised_distance(x, teacher[:, 0]), (student,))
