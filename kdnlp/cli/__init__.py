@@ -1,4 +1,4 @@
-"""The command line: `kdnlp demo | finetune | distill | theseus | report`.
+"""The command line: `kdnlp demo | finetune | distill | theseus | ladder | report`.
 
 This file only finds the command; `kdnlp --help` loads no torch.
 """
@@ -14,6 +14,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "finetune": ("finetune", "fine-tune a pretrained encoder on a task"),
     "distill": ("compress", "train a smaller student on a fine-tuned teacher's answers"),
     "theseus": ("compress", "replace a fine-tuned model's blocks by fewer ones while it runs"),
+    "ladder": ("ladder", "distil one teacher into students of several depths, and compare them"),
     "report": ("report", "print the report of a run, or compare several"),
 }
 """Name of each command, the module here whose `main(command, argv)` runs it, and what it does."""

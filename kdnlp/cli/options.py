@@ -67,14 +67,11 @@ class FinetuneOptions(ModelOptions):
 
 
 @dataclass(kw_only=True)
-class CompressionOptions(ModelOptions):
-    """How small the new model is, and what the report measures."""
+class SmallerOptions(ModelOptions):
+    """What a smaller model starts from and learns, and what its report measures."""
 
     group_title: ClassVar[str] = "the smaller model and its report"
 
-    num_layers: int | None = field(
-        default=None, metadata={"help": "Transformer blocks of the smaller model; default half."}
-    )
     init_layers: str = field(
         default="first",
         metadata={"help": "Blocks it starts from: first, last, spaced, or indices such as 0,2,4."},
@@ -87,16 +84,25 @@ class CompressionOptions(ModelOptions):
             '{"logits": {}, "hidden": {"layer_map": "skip"}}.'
         },
     )
-    baseline: bool = field(
-        default=True,
-        metadata={"help": "Also fine-tune the same initial model with the same budget."},
-    )
     report_length: int | None = field(
         default=None,
         metadata={"help": "Tokens per example for latency and FLOPs; default the task's length."},
     )
     report_seconds: float = field(
         default=60.0, metadata={"help": "What measuring the latencies may take, roughly."}
+    )
+
+
+@dataclass(kw_only=True)
+class CompressionOptions(SmallerOptions):
+    """How small the new model is."""
+
+    num_layers: int | None = field(
+        default=None, metadata={"help": "Transformer blocks of the smaller model; default half."}
+    )
+    baseline: bool = field(
+        default=True,
+        metadata={"help": "Also fine-tune the same initial model with the same budget."},
     )
 
 
@@ -135,3 +141,17 @@ class DistillOptions(CompressionOptions):
                 f"Expected --student or --num_layers, got both: {self.student} has its own number "
                 "of blocks. Leave one out."
             )
+
+
+@dataclass(kw_only=True)
+class LadderOptions(SmallerOptions):
+    """Whose answers are learned, by students of which depths."""
+
+    group_title: ClassVar[str] = "what to compress"
+
+    teacher: str = field(
+        metadata={"help": "Folder or Hub id of a model that is fine-tuned on the task."}
+    )
+    num_layers: str = field(
+        metadata={"help": "Transformer blocks of each student, with commas, such as 6,4,3,2."}
+    )

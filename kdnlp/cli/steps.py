@@ -33,15 +33,20 @@ def start(args: CompressionTrainingArguments) -> str | None:
     Returns:
         The checkpoint to resume from, or `None` to start from the beginning.
     """
+    set_up_logging(args)
+    checkpoint = args.checkpoint_to_resume()
+    if checkpoint is None and not args.overwrite_output_dir:
+        check_output_dir(str(args.output_dir))
+    return checkpoint
+
+
+def set_up_logging(args: CompressionTrainingArguments) -> None:
+    """Let what kdnlp says appear on the main process, or at the level that was asked for."""
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
     level = args.get_process_log_level()
     if args.log_level == "passive" and args.should_log:
         level = logging.INFO
     logging.getLogger("kdnlp").setLevel(level)
-    checkpoint = args.checkpoint_to_resume()
-    if checkpoint is None and not args.overwrite_output_dir:
-        check_output_dir(str(args.output_dir))
-    return checkpoint
 
 
 def load_task(options: DataOptions, seed: int) -> tuple[Task, DatasetDict]:

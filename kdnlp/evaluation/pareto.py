@@ -1,0 +1,117 @@
+"""Which models of a report are worth having: none is better and cheaper at once."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from kdnlp.evaluation.report import CompressionReport, ModelAccount, replace_text
+from kdnlp.evaluation.tables import markdown_table
+
+PARETO_MARKDOWN, PARETO_PLOT = "pareto.md", "pareto.png"
+
+HEADER = ("model", "blocks", "score, %", "latency, ms", "size, MB", "GFLOPs", "worth having")
+
+_MARKERS = "osD^vPX*"
+
+
+def pareto_front(costs: Sequence[float], scores: Sequence[float]) -> list[int]:
+    """The positions that no other beats, cheapest first.
+
+    One beats another if it scores at least as much for at most the cost, and is not its equal in
+    both.
+
+    >>> pareto_front([4.0, 1.0, 2.0, 3.0], [0.9, 0.5, 0.8, 0.7])
+    [1, 2, 0]
+    """
+
+    def beaten(own: int) -> bool:
+        return any(
+            costs[i] <= costs[own]
+            and scores[i] >= scores[own]
+            and (costs[i], scores[i]) != (costs[own], scores[own])
+            for i in range(len(costs))
+        )
+
+    return sorted((i for i in range(len(costs)) if not beaten(i)), key=lambda i: costs[i])
+
+
+def cost_axes(report: CompressionReport) -> dict[str, Callable[[ModelAccount], float]]:
+    """What a model costs, by the label of its axis: latency a batch size, size, and FLOPs."""
+    axes: dict[str, Callable[[ModelAccount], float]] = {
+        f"median latency, ms, batch {row.batch_size}": (
+            lambda model, at=position: model.latency[at].p50_ms  # type: ignore[misc]
+        )
+        for position, row in enumerate(report.original.latency)
+    }
+    axes["size, MB"] = lambda model: model.size_mb
+    axes["GFLOPs / example"] = lambda model: model.flops / 1e9
+    return axes
+
+
+def pareto_rows(report: CompressionReport) -> list[tuple[str, ...]]:
+    """Cells of text in the order of `HEADER`; the latency is that of the first batch size."""
+    scores = [model.score for model in report.models]
+    fronts = {
+        label: pareto_front([cost(model) for model in report.models], scores)
+        for label, cost in cost_axes(report).items()
+    }
+    rows: list[tuple[str, ...]] = []
+    for position, model in enumerate(report.models):
+        kept = [label.partition(",")[0] for label, front in fronts.items() if position in front]
+        worth = "by all" if len(kept) == len(fronts) else ", ".join(dict.fromkeys(kept)) or "no"
+        rows.append(
+            (
+                model.name,
+                str(model.num_layers),
+                f"{100 * model.score:.1f}",
+                f"{model.latency[0].p50_ms:.1f}",
+                f"{model.size_mb:.1f}",
+                f"{model.flops / 1e9:.2f}",
+                worth,
+            )
+        )
+    return rows
+
+
+def save_pareto(report: CompressionReport, folder: str | os.PathLike[str]) -> None:
+    """Write `pareto.md` and `pareto.png` into `folder`, each under its name once it is whole."""
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    plot = target / f"{PARETO_PLOT}.partial"
+    plot_pareto(report, plot)
+    os.replace(plot, target / PARETO_PLOT)
+    lines = [f"# {report.task}: which model to take", ""]
+    lines += [*markdown_table(HEADER, pareto_rows(report)), ""]
+    lines += [
+        "A model is worth having by a cost if no other scores at least as much for at most that "
+        f"cost. Latency at batch size {report.original.latency[0].batch_size}.",
+        "",
+    ]
+    replace_text(target / PARETO_MARKDOWN, "\n".join(lines))
+
+
+def plot_pareto(report: CompressionReport, path: str | os.PathLike[str]) -> None:
+    """Draw the score against every cost, a panel each, with the front as a line; a PNG file."""
+    from matplotlib.figure import Figure
+
+    axes = cost_axes(report)
+    figure = Figure(figsize=(3.6 * len(axes), 3.9), dpi=150, layout="constrained")
+    panels = figure.subplots(1, len(axes), sharey=True, squeeze=False)[0]
+    scores = [100 * model.score for model in report.models]
+    for panel, (label, cost) in zip(panels, axes.items(), strict=True):
+        costs = [cost(model) for model in report.models]
+        front = pareto_front(costs, scores)
+        panel.plot([costs[i] for i in front], [scores[i] for i in front], color="0.6", zorder=1)
+        for number, model in enumerate(report.models):
+            marker = _MARKERS[number % len(_MARKERS)]
+            panel.plot(costs[number], scores[number], marker, markersize=9, label=model.name)
+        panel.set_xlabel(label)
+        panel.set_xlim(left=0, right=1.12 * max(costs))
+        panel.margins(y=0.2)
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel(f"{' and '.join(report.metric_names)}, %")
+    panels[-1].legend(loc="lower right", fontsize="small")
+    figure.suptitle(
+        f"{report.task}, {report.setting.sequence_length} tokens, {report.setting.device}"
+    )
+    figure.savefig(path, format="png")
