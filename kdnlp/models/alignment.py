@@ -8,10 +8,9 @@ from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedModel
 
-logger = logging.getLogger(__name__)
+from kdnlp.data.collation import TEACHER_PREFIX
 
-TEACHER_PREFIX = "teacher_"
-"""How the columns begin that only the teacher reads."""
+logger = logging.getLogger(__name__)
 
 GENERIC_LABEL = re.compile(r"LABEL_\d+")
 
@@ -50,7 +49,10 @@ def check_inputs(
 
 
 def input_names(model: PreTrainedModel) -> set[str]:
-    """The named arguments of the model's forward."""
+    """The named arguments of the model's forward; of an ensemble, what its members read."""
+    declared = getattr(model, "input_columns", None)
+    if declared is not None:
+        return set(declared)
     return set(inspect.signature(type(model).forward).parameters) - {"self", "kwargs"}
 
 
