@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from transformers import (
 
 from kdnlp.data.task import Task
 from kdnlp.models.alignment import has_generic_labels, label_names
+from kdnlp.models.ensemble import Average, TeacherEnsemble, Weights
 
 logger = logging.getLogger(__name__)
 
@@ -30,12 +32,18 @@ def load_finetuned(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model that was fine-tuned on the task, and its tokenizer.
 
+    A teacher only answers, and may be larger than memory holds in float32. `dtype=torch.bfloat16`
+    halves it, `quantization_config=BitsAndBytesConfig(load_in_8bit=True)` quarters it (the package
+    bitsandbytes must be installed), and `device_map="auto"` spreads it over devices. What it
+    answers is compared in float32 all the same. A model that is to be trained stays in float32.
+
     Args:
         name_or_path: a Hub id or a folder.
         task: what it must have been fine-tuned on. Its labels are matched by name, ignoring case;
             their order is the model's own, see `in_model_order`.
-        **kwargs: for `from_pretrained`, such as `revision`. The `dtype` is float32 unless given:
-            in half precision most updates are smaller than the rounding of the weights.
+        **kwargs: for `from_pretrained`, such as `revision`, or those above. The `dtype` is float32
+            unless given: in half precision most updates are smaller than the rounding of the
+            weights.
 
     Returns:
         The model, in eval mode, and the tokenizer.
@@ -88,6 +96,42 @@ def load_for_finetuning(
         **{"dtype": torch.float32, **kwargs},
     )
     return model, _matching_tokenizer(name, model, kwargs)
+
+
+def load_ensemble(
+    paths: Sequence[str | os.PathLike[str]],
+    task: Task,
+    weights: Weights = None,
+    metrics: Sequence[float] | None = None,
+    average: Average = "probabilities",
+    **kwargs: Any,
+) -> tuple[TeacherEnsemble, PreTrainedTokenizerBase]:
+    """Load models that were fine-tuned on one task, with one vocabulary, as one teacher.
+
+    Args:
+        paths: Hub ids or folders, at least one.
+        task: what all of them must have been fine-tuned on.
+        weights: as in `TeacherEnsemble`.
+        metrics: as in `TeacherEnsemble`.
+        average: as in `TeacherEnsemble`.
+        **kwargs: for `load_finetuned`, such as `dtype`.
+
+    Returns:
+        The ensemble, in eval mode, and the tokenizer that its members share.
+
+    Raises:
+        ValueError: as `load_finetuned` and `TeacherEnsemble`, or if the tokenizers differ.
+    """
+    loaded = [load_finetuned(path, task, **kwargs) for path in paths]
+    for path, (_, tokenizer) in zip(paths, loaded, strict=True):
+        if tokenizer.get_vocab() != loaded[0][1].get_vocab():
+            raise ValueError(
+                f"Expected members with one vocabulary, got another in {os.fspath(path)} than in "
+                f"{os.fspath(paths[0])}. The same ids would be other words to it. Load them with "
+                "load_finetuned, and give TeacherEnsemble prefixes."
+            )
+    ensemble = TeacherEnsemble([model for model, _ in loaded], weights, metrics, average)
+    return ensemble.eval(), loaded[0][1]
 
 
 def head_config(task: Task) -> dict[str, Any]:
