@@ -14,14 +14,20 @@ _HOMES = {
     "TheseusTrainingArguments": "arguments",
     "SCHEDULES": "schedules",
     "build_schedule": "schedules",
+    "augment_tokens": "data.augmentation",
+    "TeacherInputsCollator": "data.collation",
+    "add_teacher_inputs": "data.collation",
     "GLUE_TASKS": "data.glue",
     "load_glue": "data.glue",
     "prepare": "data.preparation",
     "infer_task": "data.tables",
     "read_tables": "data.tables",
     "Task": "data.task",
+    "replace_words": "data.word_replacement",
+    "TeacherEnsemble": "models.ensemble",
     "find_layers": "models.layers",
     "build_student": "models.student",
+    "load_ensemble": "models.pretrained",
     "load_finetuned": "models.pretrained",
     "load_for_finetuning": "models.pretrained",
     "in_model_order": "models.pretrained",
@@ -51,10 +57,13 @@ if TYPE_CHECKING:
         TheseusTrainingArguments,
     )
     from kdnlp.cli.parsing import parse_arguments
+    from kdnlp.data.augmentation import augment_tokens
+    from kdnlp.data.collation import TeacherInputsCollator, add_teacher_inputs
     from kdnlp.data.glue import GLUE_TASKS, load_glue
     from kdnlp.data.preparation import prepare
     from kdnlp.data.tables import infer_task, read_tables
     from kdnlp.data.task import Task
+    from kdnlp.data.word_replacement import replace_words
     from kdnlp.evaluation.evaluate import evaluate_model
     from kdnlp.evaluation.metrics import build_compute_metrics
     from kdnlp.evaluation.report import CompressionReport
@@ -62,8 +71,14 @@ if TYPE_CHECKING:
     from kdnlp.hub.card import build_card
     from kdnlp.hub.publish import publish_results
     from kdnlp.losses import LOSSES, DistillationLoss, LogitsLoss
+    from kdnlp.models.ensemble import TeacherEnsemble
     from kdnlp.models.layers import find_layers
-    from kdnlp.models.pretrained import in_model_order, load_finetuned, load_for_finetuning
+    from kdnlp.models.pretrained import (
+        in_model_order,
+        load_ensemble,
+        load_finetuned,
+        load_for_finetuning,
+    )
     from kdnlp.models.student import build_student
     from kdnlp.models.theseus import attach, detach
     from kdnlp.schedules import SCHEDULES, build_schedule
