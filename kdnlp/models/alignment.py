@@ -31,13 +31,16 @@ def check_inputs(
 ) -> None:
     """Raise `ValueError` if the data holds inputs that the teacher reads and the student cannot.
 
+    Or if it lacks those that a member of an ensemble reads.
+
     Args:
         teacher: the teacher.
         student: the student; columns that its forward does not name are dropped from the batch.
         columns: the columns of the training data.
     """
+    columns = set(columns)
     only_teacher = sorted(
-        set(columns) & input_names(teacher) - input_names(student) - {"labels", "label"}
+        columns & input_names(teacher) - input_names(student) - {"labels", "label"}
     )
     if only_teacher:
         raise ValueError(
@@ -45,6 +48,14 @@ def check_inputs(
             f"{type(student).__name__} cannot take. The column would be dropped and the teacher "
             "would see other inputs than it was trained on. Use a student that takes it, or, if "
             f"the teacher does not need it, dataset.remove_columns({only_teacher})."
+        )
+    known = {name.removeprefix(TEACHER_PREFIX) for name in columns}
+    missing = sorted(getattr(teacher, "required_columns", set()) - known)
+    if known and missing:
+        names = ", ".join(TEACHER_PREFIX + name for name in missing)
+        raise ValueError(
+            f"The data lacks {names}, which members of the teacher read. They would have nothing "
+            "to answer. Add them (kdnlp.add_teacher_inputs), or change the ensemble's prefixes."
         )
 
 

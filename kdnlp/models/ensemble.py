@@ -1,7 +1,7 @@
 """Several teachers behind one teacher-shaped module."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -100,6 +100,7 @@ class TeacherEnsemble(nn.Module):
         self.weights: torch.Tensor
         self.register_buffer("weights", torch.tensor(shares), persistent=False)
         self.members = nn.ModuleList(members)
+        self.member_inputs = [_inputs(member, self.kind) for member in members]
         self.config = _config(members, self.prefixes)
         self.orders = [
             _label_order(number, member, self.config, self.kind)
@@ -108,18 +109,20 @@ class TeacherEnsemble(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the first member is, and the outputs."""
+        """Where the first member is."""
         device: torch.device = self.members[0].device  # type: ignore[assignment]
         return device
 
     @property
     def input_columns(self) -> set[str]:
         """The columns that some member reads, with its prefix."""
-        return {
-            prefix + name
-            for prefix, member in zip(self.prefixes, self.members, strict=True)
-            for name in _inputs(member)
-        }
+        members = zip(self.prefixes, self.member_inputs, strict=True)
+        return {prefix + name for prefix, names in members for name in names}
+
+    @property
+    def required_columns(self) -> set[str]:
+        """The columns of token ids, one for each prefix."""
+        return {f"{prefix}input_ids" for prefix in self.prefixes}
 
     def forward(
         self,
@@ -137,7 +140,8 @@ class TeacherEnsemble(nn.Module):
             attention_mask: the same shape.
             token_type_ids: the same shape.
             position_ids: the same shape.
-            labels: for the loss beside the logits, of tasks with one prediction an example.
+            labels: for the loss beside the logits, of tasks with one prediction an example; for
+                sequence-to-sequence models, what their decoders read.
             **kwargs: further inputs, and those of members with a prefix.
 
         Returns:
@@ -148,30 +152,41 @@ class TeacherEnsemble(nn.Module):
             ValueError: if layers are asked for, a member's inputs are missing, or labels are given
                 for a task whose loss is not computed here.
         """
-        named = (input_ids, attention_mask, token_type_ids, position_ids)
-        names = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
-        given = {**dict(zip(names, named, strict=True)), **kwargs}
+        given = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+            "labels": labels,
+            **kwargs,
+        }
         given = {name: value for name, value in given.items() if value is not None}
         _check_flags(given)
-        logits = torch.stack(
-            [
-                self._member_logits(number, member, given)
-                for number, member in enumerate(self.members)
-            ]
-        )
-        mean = self._mean(logits)
+        each = [self._member_logits(number, m, given) for number, m in enumerate(self.members)]
+        mean = self._mean(torch.stack([logits.to(each[0].device) for logits in each]))
         if self.kind == "question_answering":
             start, end = mean.unbind(1)
             return QuestionAnsweringModelOutput(start_logits=start, end_logits=end)
-        loss = None if labels is None else self._loss(mean, labels)
+        reads_labels = self.kind == "seq2seq_lm"
+        loss = None if labels is None or reads_labels else self._loss(mean, labels)
         return SequenceClassifierOutput(loss=loss, logits=mean)
+
+    def _apply(self, fn: Callable[[Any], Any], recurse: bool = True) -> "TeacherEnsemble":
+        """Move the members, but for those that are where `device_map` put them."""
+        for member in self.members:
+            # Weights on the disk have nothing to move, and what is spread finds its inputs itself.
+            if getattr(member, "hf_device_map", None) is None:
+                member._apply(fn, recurse)
+        super()._apply(fn, recurse=False)
+        return self
 
     def _member_logits(
         self, number: int, member: nn.Module, given: Mapping[str, Any]
     ) -> torch.Tensor:
         """What one member says, with the ensemble's labels, in float32."""
         prefix = self.prefixes[number]
-        inputs = {name: given[prefix + name] for name in _inputs(member) if prefix + name in given}
+        names = self.member_inputs[number]
+        inputs = {name: given[prefix + name] for name in names if prefix + name in given}
         if not {"input_ids", "inputs_embeds"} & set(inputs):
             raise ValueError(
                 f"Expected the column {prefix}input_ids, which {type(member).__name__} reads, got "
@@ -181,14 +196,15 @@ class TeacherEnsemble(nn.Module):
             )
         outputs = member(**inputs)
         if self.kind != "question_answering":
-            logits = outputs["logits"].float().to(self.device)
+            logits: torch.Tensor = outputs["logits"].float()
             order = self.orders[number]
             return logits if order is None else logits[..., order]
         logits = torch.stack([outputs["start_logits"], outputs["end_logits"]], dim=1).float()
         if inputs.get("attention_mask") is not None:
             # The answer is no padding; its share would be taken from the other positions.
-            logits = logits.masked_fill(inputs["attention_mask"][:, None] == 0, MASKED_LOGIT)
-        return logits.to(self.device)
+            padding = inputs["attention_mask"][:, None].to(logits.device) == 0
+            logits = logits.masked_fill(padding, MASKED_LOGIT)
+        return logits
 
     def _mean(self, logits: torch.Tensor) -> torch.Tensor:
         if len(logits) == 1:
@@ -197,7 +213,7 @@ class TeacherEnsemble(nn.Module):
         if self.by_entropy:
             weights = entropy_weights((sigmoid_entropy if several else softmax_entropy)(logits))
         else:
-            weights = self.weights.float().view(-1, *[1] * (logits.dim() - 1))
+            weights = self.weights.to(logits).view(-1, *[1] * (logits.dim() - 1))
         if self.average == "logits" or self.kind == "regression":
             return mean_logits(logits, weights)
         return (mean_sigmoid if several else mean_softmax)(logits, weights)
@@ -215,9 +231,11 @@ class TeacherEnsemble(nn.Module):
         )
 
 
-def _inputs(member: Any) -> set[str]:
-    """What a member reads; neither labels nor how it is to answer."""
-    names = input_names(member) - _LABELS - {"return_dict"}
+def _inputs(member: Any, kind: str) -> set[str]:
+    """What a member reads; labels only where its decoder reads them."""
+    names = input_names(member) - {"return_dict"}
+    if kind != "seq2seq_lm":
+        names -= _LABELS
     return {name for name in names if not name.startswith("output_")}
 
 

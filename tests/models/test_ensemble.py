@@ -468,6 +468,21 @@ def test_how_a_large_teacher_is_loaded_reaches_transformers(tmp_path, monkeypatc
     assert teacher.dtype == torch.float16
 
 
+def test_a_member_that_is_partly_on_the_disk_stays_there_and_teaches(tmp_path):
+    paths = [saved(tmp_path / str(seed), model(seed=seed)) for seed in (0, 1)]
+    where = {"bert": "disk", "classifier": "cpu"}
+    spread, _ = load_finetuned(paths[0], TASK, device_map=where, offload_folder=tmp_path / "disk")
+    assert {p.device.type for p in spread.parameters()} == {"meta", "cpu"}
+    plain = [load_finetuned(path, TASK)[0] for path in paths]
+    ensemble = TeacherEnsemble([spread, plain[1]])
+    row = TrainerRow("DistillationTrainer")
+    build_trainer(row, tmp_path / "run", ensemble, tiny_model("bert", 1), max_steps=1).train()
+    assert {p.device.type for p in spread.parameters()} == {"meta", "cpu"}
+    np.testing.assert_allclose(answers(ensemble), answers(TeacherEnsemble(plain)), rtol=1e-5)
+    moved = TeacherEnsemble([plain[0]]).to("meta")
+    assert {p.device.type for p in (*moved.parameters(), *moved.buffers())} == {"meta"}
+
+
 def test_a_loss_reads_the_ensemble_as_it_reads_one_teacher():
     teacher, student = TeacherEnsemble([model(), model(seed=1)]), model(seed=2)
     outputs = [m(**batch()) for m in (student, teacher)]

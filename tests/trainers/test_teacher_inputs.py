@@ -5,7 +5,16 @@ import pytest
 import torch
 from datasets import Dataset
 from scipy.special import softmax
-from settings import NO_DROPOUT, TrainerRow, build_trainer, tiny_model
+from settings import (
+    NO_DROPOUT,
+    TASK_ROWS,
+    TrainerRow,
+    arguments,
+    build_trainer,
+    task_dataset,
+    task_model,
+    tiny_model,
+)
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -15,6 +24,8 @@ from kdnlp.data.augmentation import augment_tokens
 from kdnlp.data.collation import TeacherInputsCollator, add_teacher_inputs
 from kdnlp.losses import HiddenLoss, LogitsLoss
 from kdnlp.models.ensemble import TeacherEnsemble
+from kdnlp.models.student import build_student
+from kdnlp.trainers.distillation import DistillationTrainer
 
 WORDS = ["red", "blue", "green", "warm", "cold"]
 ONE_BATCH = {"max_steps": 1, "per_device_train_batch_size": 8}
@@ -154,8 +165,12 @@ def test_all_members_of_an_ensemble_may_read_columns_of_the_teachers(tmp_path):
 
 def test_a_member_without_its_columns_is_told_before_it_answers_something_else(tmp_path):
     ensemble = TeacherEnsemble([model(), model(seed=1)], prefixes=["", "b_"])
+    row, options = TrainerRow("DistillationTrainer"), {"train_dataset": prepared()}
+    with pytest.raises(ValueError, match="The data lacks teacher_b_input_ids, which members"):
+        build_trainer(row, tmp_path, ensemble, model(seed=5), options)
+    with_others = add_teacher_inputs(prepared(), raw(), OURS, ["text"])
     with pytest.raises(ValueError, match="Add teacher_b_input_ids to the data"):
-        distil(ensemble, prepared(), tmp_path)
+        distil(ensemble, with_others, tmp_path)
 
 
 def test_a_loss_on_layers_is_refused_before_training(tmp_path):
@@ -170,3 +185,19 @@ def test_rows_labelled_by_the_teacher_alone_train_without_labels(tmp_path):
         distil(model(seed=1), data, tmp_path / "equal shares")
     _, seen, _ = distil(model(seed=1), data, tmp_path / "own", loss_weights="logits=1")
     assert len(seen) == 1
+
+
+@pytest.mark.parametrize("task", TASK_ROWS)
+def test_two_teachers_who_agree_teach_what_one_of_them_does(task, tmp_path):
+    histories = []
+    for count in (1, 2):
+        members = [task_model(task) for _ in range(count)]
+        teacher = members[0] if count == 1 else TeacherEnsemble(members)
+        student = build_student(members[0], 2, stack=TASK_ROWS[task].stack)
+        args = arguments("DistillationTrainer", tmp_path / str(count), max_steps=2)
+        trainer = DistillationTrainer(student, teacher, args, train_dataset=task_dataset(task))
+        trainer.train()
+        log = trainer.state.log_history
+        histories.append([x["loss_logits"] for x in log if "loss_logits" in x])
+    assert histories[1] == pytest.approx(histories[0], rel=1e-4, abs=1e-6)
+    assert min(histories[0]) > 0
