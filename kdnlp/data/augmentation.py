@@ -56,7 +56,7 @@ def augment_tokens(
             has inputs of its own, which would not change along.
 
     Source: masking for distillation, Tang et al. 2019, arXiv 1903.12136; random deletion, Wei, Zou
-    2019, "EDA", arXiv 1901.11196. Both probabilities are 0.1 there.
+    2019, "EDA", arXiv 1901.11196.
     """
     check_copies(copies, seed)
     _check_probabilities(tokenizer, mask_probability, delete_probability)

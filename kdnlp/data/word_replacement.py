@@ -31,11 +31,11 @@ def replace_words(
 
     A word of one token is masked, alone and in the original text; the `candidates` words that the
     model finds most probable there are what it may be replaced by, each as likely as the other.
-    Only whole words of letters and digits are candidates, and never the word itself. What is drawn
-    depends on (seed, row, copy, column) alone.
+    What is drawn depends on (seed, row, copy, column) alone.
 
-    It differs from the paper in one way: words of several tokens, for which the paper takes
-    neighbours in GloVe's space, are left as they are, and so is what lies beyond `max_length`.
+    Where it differs from the paper: words of several tokens, for which the paper takes neighbours
+    in GloVe's space, are left as they are, and so are unknown words and what lies beyond
+    `max_length`. Only whole words of letters and digits are candidates, and never the word itself.
 
     The copies are questions for the teacher: a replaced word may turn "good" into "bad", and the
     label that the copy takes over from its row is then wrong. Let the teacher's answers weigh more
