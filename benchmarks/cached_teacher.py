@@ -25,8 +25,8 @@ from transformers.utils import logging
 from kdnlp import CompressionTrainer, DistillationTrainer, DistillationTrainingArguments
 from kdnlp.data.synthetic import build_tokenizer
 from kdnlp.models.cache import TEACHER_OUTPUTS, CachedCollator, cache_teacher
-from kdnlp.models.cache_rows import with_row_numbers
-from kdnlp.models.fingerprint import fingerprint_model
+from kdnlp.models.cache.fingerprint import fingerprint_model
+from kdnlp.models.cache.rows import with_row_numbers
 from kdnlp.models.student import build_student
 
 PLAIN, CACHED, LIVE = "plain fine-tuning", "cached teacher", "live teacher"

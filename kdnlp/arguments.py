@@ -123,9 +123,36 @@ class DistillationTrainingArguments(CompressionTrainingArguments):
         },
     )
 
+    cache_teacher_outputs: bool = field(
+        default=False,
+        metadata={
+            "help": "Compute the teacher's outputs once, write them to disk, and read them beside "
+            "every batch; the teacher then leaves the accelerator. Later runs find them."
+        },
+    )
+    teacher_cache_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of the teacher's outputs, one that all processes share; without it, "
+            "one beside the Hub's cache."
+        },
+    )
+    teacher_cache_limit_gb: float = field(
+        default=10.0,
+        metadata={"help": "Most GB that may be written; hidden states are large, logits are not."},
+    )
+    teacher_cache_dtype: Literal["float32", "float16", "bfloat16"] = field(
+        default="float32", metadata={"help": "Type in which the numbers are stored."}
+    )
+    teacher_cache_top_k: int | None = field(
+        default=None,
+        metadata={"help": "Store that many of the largest logits alone, for large vocabularies."},
+    )
+
     def check(self) -> None:
         """Check temperatures, weights and schedules; parse weights given as text."""
         super().check()
+        self._check_cache()
         if self.loss_balancing not in ("none", "uncertainty", "gradient_norm"):
             raise ValueError(
                 "loss_balancing must be one of none, uncertainty, gradient_norm, got "
@@ -151,6 +178,24 @@ class DistillationTrainingArguments(CompressionTrainingArguments):
             raise ValueError(
                 "final_loss_weights needs loss_weights as the values to start from, got none. "
                 "Give both, with the same names."
+            )
+
+    def _check_cache(self) -> None:
+        if self.teacher_cache_dtype not in ("float32", "float16", "bfloat16"):
+            raise ValueError(
+                "teacher_cache_dtype must be one of float32, float16, bfloat16, got "
+                f"{self.teacher_cache_dtype!r}."
+            )
+        for name in ("teacher_cache_limit_gb", "teacher_cache_top_k"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be above 0, got {value}: nothing could be stored.")
+        changed = {f.name: getattr(self, f.name) for f in fields(DistillationTrainingArguments)}
+        idle = [n for n in ("teacher_cache_dir", "teacher_cache_top_k") if changed[n] is not None]
+        if idle and not self.cache_teacher_outputs:
+            raise ValueError(
+                f"{', '.join(idle)} needs cache_teacher_outputs=True, got False. Nothing would be "
+                "written or read there; set it, or leave the other out."
             )
 
     def temperature_at(self, progress: float) -> float:

@@ -243,6 +243,11 @@ TRAINER_ROWS = {
     "distillation-parameters": TrainerRow(
         "DistillationTrainer", losses=lambda: {"hidden": ProjectedHidden()}
     ),
+    "distillation-cached": TrainerRow(
+        "DistillationTrainer",
+        {"cache_teacher_outputs": True},
+        losses=lambda: {"logits": LogitsLoss(), "hidden": HiddenLoss({2: 4})},
+    ),
     "distillation-dynamic-map": TrainerRow(
         "DistillationTrainer", losses=lambda: {"loss": HiddenLoss("dynamic")}, of_the_batch=True
     ),
@@ -262,6 +267,11 @@ TRAINER_ROWS = {
     ),
     "theseus-checkpointing": TrainerRow("TheseusTrainer", {"activation_checkpointing": True}),
     "theseus-logits": TrainerRow("TheseusTrainer", losses=lambda: {"logits": LogitsLoss()}),
+    "theseus-cached": TrainerRow(
+        "TheseusTrainer",
+        {"cache_teacher_outputs": True},
+        losses=lambda: {"logits": LogitsLoss()},
+    ),
     "theseus-layers": TrainerRow(
         "TheseusTrainer",
         losses=lambda: {"hidden": HiddenLoss(projection=True), "scores": AttentionScoresLoss()},
@@ -316,6 +326,8 @@ def build_trainer(
     partner = partner or tiny_model("bert", 4, **NO_DROPOUT)
     if model is None and "model_init" not in (trainer_options or {}):
         model = build_student(partner, 2)
+    if row.arguments.get("cache_teacher_outputs"):
+        overrides.setdefault("teacher_cache_dir", f"{folder}-teacher")
     args = arguments(row.trainer, folder, **{**row.arguments, **overrides})
     options = {
         "train_dataset": tiny_dataset(),

@@ -308,6 +308,11 @@ SET = {
         "final_loss_weights": '{"logits": 2}',
         "loss_weights_schedule": "step",
         "loss_balancing": "uncertainty",
+        "cache_teacher_outputs": True,
+        "teacher_cache_dir": "teacher",
+        "teacher_cache_limit_gb": 2.5,
+        "teacher_cache_dtype": "bfloat16",
+        "teacher_cache_top_k": 7,
     },
     TheseusTrainingArguments: {
         "loss_weights": "task=0.25,logits=0.75",

@@ -67,7 +67,7 @@ def as_items(
       (batch * choices, length), the shape that hidden states have.
 
     Args:
-        outputs: what a model returned.
+        outputs: what a model returned; without logits where only its layers are of interest.
         batch: what it was given, with or without labels.
         task: its kind of task.
     """
@@ -79,7 +79,8 @@ def as_items(
     if task in TOKEN_TASKS:
         batch["item_mask"] = item_mask(batch, task)
     if task == "causal_lm":
-        outputs["logits"] = outputs["logits"][:, :-1]
+        if "logits" in outputs:
+            outputs["logits"] = outputs["logits"][:, :-1]
         if batch.get("labels") is not None:
             batch["labels"] = batch["labels"][:, 1:]
     return outputs, batch
@@ -130,6 +131,8 @@ def with_some_label(batch: Mapping[str, Any], task: str) -> dict[str, Any]:
 def _answer_items(
     outputs: dict[str, Any], batch: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
+    if "start_logits" not in outputs:
+        return outputs, batch
     logits = torch.stack([outputs["start_logits"], outputs["end_logits"]], dim=1)
     if batch.get("attention_mask") is not None:
         padding = batch["attention_mask"][:, None] == 0

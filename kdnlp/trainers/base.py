@@ -17,6 +17,7 @@ from kdnlp.losses.balance import BALANCERS
 from kdnlp.models.alignment import input_names
 from kdnlp.models.heads import task_kind
 from kdnlp.models.precision import restore_forward, wrapped_forward
+from kdnlp.trainers.cached import use_cache
 from kdnlp.trainers.intermediate import IntermediateOutputs
 from kdnlp.trainers.output_dir import check_output_dir, remove_checkpoints
 from kdnlp.trainers.step import TASK, WeightedLossTrainer
@@ -74,6 +75,8 @@ class CompressionTrainer(WeightedLossTrainer):
         self.partner = partner
         self.partner_inputs = input_names(partner) if partner is not None else set()
         self.intermediate = None
+        self.cache = None
+        self._partner_config = None if partner is None else partner.config
         self.task = ""
         self.model_card: str | None = None
         self._recorded = {}
@@ -119,12 +122,23 @@ class CompressionTrainer(WeightedLossTrainer):
         self._in_training_precision(model)
         if self.partner is not None:
             self.partner.eval()
-        self.intermediate = IntermediateOutputs(
-            self.losses.values(), model, self.partner, self.stack
-        )
+        self.intermediate = self._keep_layers(model)
+        if self.cache is None and getattr(self.args, "cache_teacher_outputs", False):
+            self._use_cache()
         trainable = {n: m for n, m in self._loss_modules().items() if list(m.parameters())}
         if trainable:
             model.add_module(LOSS_MODULE, nn.ModuleDict(trainable).to(model.device))
+
+    def _keep_layers(self, model: PreTrainedModel) -> IntermediateOutputs:
+        losses = list(self.losses.values())
+        if self.cache is None:
+            return IntermediateOutputs(losses, model, self.partner, self.stack)
+        return IntermediateOutputs(losses, model, None, self.stack, cached=True)
+
+    def _use_cache(self) -> None:
+        """Read the partner's outputs from disk from now on."""
+        if any(loss.needs_teacher for loss in self.losses.values()):
+            self.cache = use_cache(self)
 
     def _loss_modules(self) -> dict[str, nn.Module]:
         """The losses, and what balances them, by the names under which a checkpoint holds them."""
@@ -279,11 +293,10 @@ class CompressionTrainer(WeightedLossTrainer):
                 ", ".join(map(str, half)),
             )
         self.task = task_kind(model)
-        theirs = None if self.partner is None else self.partner.config
         for loss in self.losses.values():
-            loss.prepare(model.config, theirs, self.task)
+            loss.prepare(model.config, self._partner_config, self.task)
         # What cannot be read is refused now, not when training starts.
-        IntermediateOutputs(self.losses.values(), model, self.partner, self.stack).remove()
+        self._keep_layers(model).remove()
 
 
 def _named_losses(losses: Mapping[str, DistillationLoss] | None) -> dict[str, DistillationLoss]:

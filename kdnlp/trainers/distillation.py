@@ -15,6 +15,7 @@ from kdnlp.models.alignment import (
 )
 from kdnlp.models.heads import LABELLED_TASKS
 from kdnlp.trainers.base import CompressionTrainer
+from kdnlp.trainers.cached import free, use_cache
 
 
 class DistillationTrainer(CompressionTrainer):
@@ -65,16 +66,36 @@ class DistillationTrainer(CompressionTrainer):
 
     @property
     def teacher(self) -> PreTrainedModel:
-        """The frozen teacher."""
-        assert self.partner is not None
+        """The frozen teacher.
+
+        Raises:
+            ValueError: if there is none, or its cached outputs have taken its place.
+        """
+        if self.partner is None:
+            raise ValueError(
+                "This trainer has no teacher: it was given none, or reads the outputs that it "
+                "cached and has let it go. Keep a reference of your own."
+            )
         return self.partner
 
     def partner_outputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """The teacher's outputs, its logits in the order of the student's labels."""
         outputs = super().partner_outputs(inputs)
-        if self.label_order is not None:
+        # What was cached is in this order already.
+        if self.label_order is not None and self.partner is not None:
             outputs["logits"] = outputs["logits"][..., self.label_order]
         return outputs
+
+    def _use_cache(self) -> None:
+        """Read the teacher's outputs from disk from now on, and let the teacher go."""
+        if not any(loss.needs_teacher for loss in self.losses.values()):
+            return
+        self.cache = use_cache(self, settled=str(self.label_order))
+        teacher, self.partner = self.teacher, None
+        free(teacher)
+        if self.intermediate is not None:
+            self.intermediate.remove()
+        self.intermediate = self._keep_layers(self.student)
 
     def _check_model(self, model: PreTrainedModel) -> None:
         super()._check_model(model)

@@ -24,6 +24,7 @@ class IntermediateOutputs:
         student: the model that trains.
         teacher: its frozen partner; `None` without one.
         stack: `"encoder"` or `"decoder"`, for models that have both.
+        cached: whether the teacher's layers come from disk, so that it has none to watch.
 
     Raises:
         ValueError: if a loss reads layers that a model does not have or show.
@@ -35,9 +36,10 @@ class IntermediateOutputs:
         student: PreTrainedModel,
         teacher: nn.Module | None,
         stack: str | None = None,
+        cached: bool = False,
     ) -> None:
         losses = list(losses)
-        taught = [loss for loss in losses if loss.needs_teacher]
+        taught = [loss for loss in losses if loss.needs_teacher and not cached]
         self._attention: list[tuple[PreTrainedModel, str]] = []
         self._student = Capture(student, _layers(losses, 0), stack)
         wanted = _layers(taught, 1)

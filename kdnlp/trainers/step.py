@@ -13,9 +13,12 @@ from kdnlp.arguments import CompressionTrainingArguments, DistillationTrainingAr
 from kdnlp.losses import DistillationLoss
 from kdnlp.losses.balance import LossBalancer
 from kdnlp.models.alignment import TEACHER_PREFIX, split_inputs
+from kdnlp.models.cache import TEACHER_OUTPUTS, TeacherCache
 from kdnlp.models.heads import UNITS, as_items, count_items, with_some_label
 from kdnlp.models.layers import find_layers
 from kdnlp.trainers.intermediate import IntermediateOutputs
+
+CACHED = TEACHER_OUTPUTS.removeprefix(TEACHER_PREFIX)
 
 TASK = "task"
 """The name of the loss on the labels."""
@@ -31,6 +34,7 @@ class WeightedLossTrainer(Trainer):
         partner_inputs: the inputs that its forward names.
         task: the model's kind of task.
         stack: `"encoder"` or `"decoder"`, for models that have both.
+        cache: the partner's outputs on disk, where they are read instead of computed.
         intermediate: what keeps the layers that the losses read, while a run lasts.
     """
 
@@ -42,6 +46,7 @@ class WeightedLossTrainer(Trainer):
     partner_inputs: set[str]
     task: str
     intermediate: IntermediateOutputs | None
+    cache: TeacherCache | None
     _recorded: dict[str, tuple[torch.Tensor | float, int]]
 
     @property
@@ -83,6 +88,9 @@ class WeightedLossTrainer(Trainer):
                 unit = UNITS[1] if name == TASK else self.losses[name].unit
                 components[name] = component * shares[UNITS.index(unit)].to(component)
         total = self._weighted_sum(components)
+        if TASK not in components and not any("logits" in x.needs for x in self.losses.values()):
+            # Head and upper blocks are in the graph all the same, as DDP asks, and learn nothing.
+            total = total + 0.0 * first_logits(outputs).flatten()[0]
         # In half precision the sum of a few hundred values would stop growing.
         self.record({f"loss_{name}": loss.detach().float() for name, loss in components.items()})
         return (total, outputs) if return_outputs else total
@@ -140,8 +148,11 @@ class WeightedLossTrainer(Trainer):
     @torch.no_grad()
     def partner_outputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """What the frozen partner says about the batch, with the layers that the losses read."""
-        assert self.partner is not None
-        partner, (ours, theirs) = self.partner, split_inputs(inputs)
+        ours, theirs = split_inputs(inputs)
+        if self.cache is not None and CACHED in theirs:
+            return self.cache.dense(theirs[CACHED])
+        partner = self.partner
+        assert partner is not None
         given = theirs if "input_ids" in theirs else {**ours, **theirs}
         known = {k: v for k, v in given.items() if k in self.partner_inputs}
         if self.task != "seq2seq_lm":  # whose labels are also what the decoder reads
@@ -207,3 +218,8 @@ class WeightedLossTrainer(Trainer):
     def scheduled_values(self) -> dict[str, float]:
         """The values that follow a schedule, for the log."""
         return {"temperature": self.temperature()} if self.losses else {}
+
+
+def first_logits(outputs: Mapping[str, Any]) -> torch.Tensor:
+    """The logits, or the first of two."""
+    return outputs["logits"] if "logits" in outputs else outputs["start_logits"]

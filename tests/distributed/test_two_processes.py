@@ -79,3 +79,8 @@ def test_every_loss_on_every_task_is_the_same_on_two_processes(loss, task, two_p
         assert len(expected) == 3
         values = [entry[key] for entry in got["history"] if key in entry]
         assert values == pytest.approx(expected, rel=1e-3, abs=1e-6), key
+
+
+def test_blocks_that_no_loss_reaches_do_not_stop_two_processes(two_processes):
+    first, second = two_processes["unlabelled"]["checksums"]
+    assert first == second

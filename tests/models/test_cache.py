@@ -21,7 +21,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from kdnlp.losses import soft_target_kl
 from kdnlp.models.cache import TEACHER_OUTPUTS, CachedCollator
-from kdnlp.models.cache_rows import ROW_COLUMN, with_row_numbers
+from kdnlp.models.cache.rows import ROW_COLUMN, with_row_numbers
 
 SIDES = pytest.mark.parametrize("side", ["right", "left"])
 # Another batch has other padding, and matrix products of another shape: float32 sums, reordered.

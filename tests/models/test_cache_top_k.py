@@ -7,8 +7,8 @@ from cache_cases import PaddingCollator, ragged_dataset, write_cache
 from scipy.special import log_softmax, logsumexp, softmax
 
 from kdnlp.models.cache import TEACHER_OUTPUTS, CachedCollator
-from kdnlp.models.cache_numbers import dense_logits, top_k_logits
-from kdnlp.models.cache_rows import with_row_numbers
+from kdnlp.models.cache.numbers import dense_logits, top_k_logits
+from kdnlp.models.cache.rows import with_row_numbers
 
 LABELS = 300
 CLOSE = {"rtol": 0, "atol": 1e-5}

@@ -18,8 +18,8 @@ from cache_cases import (
     write_cache,
 )
 
-from kdnlp.models.cache_rows import with_row_numbers
-from kdnlp.models.cache_store import TeacherCache
+from kdnlp.models.cache.rows import with_row_numbers
+from kdnlp.models.cache.store import TeacherCache
 
 
 def test_numbers_are_where_the_format_says_they_are(tmp_path):

@@ -10,7 +10,7 @@ from settings import tiny_dataset, tiny_model
 from torch import nn
 from transformers import AutoModelForSequenceClassification, BertConfig
 
-from kdnlp.models.fingerprint import combine, fingerprint_model, fingerprint_rows
+from kdnlp.models.cache.fingerprint import combine, fingerprint_model, fingerprint_rows
 
 
 @pytest.mark.parametrize("name", ["bert", "gpt2", "deberta-v2"])

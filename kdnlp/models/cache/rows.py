@@ -7,7 +7,7 @@ from datasets import Dataset
 
 from kdnlp.data.columns import column_parts, number_columns
 from kdnlp.models.alignment import TEACHER_PREFIX
-from kdnlp.models.cache_fields import LABELS, TOKENS
+from kdnlp.models.cache.fields import LABELS, TOKENS
 from kdnlp.models.heads import IGNORED_LABEL
 
 ROW_COLUMN = f"{TEACHER_PREFIX}row"

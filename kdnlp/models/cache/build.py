@@ -12,12 +12,13 @@ from datasets import Dataset
 from datasets.utils import tqdm
 
 from kdnlp.models.alignment import TEACHER_PREFIX
-from kdnlp.models.cache_fields import LABELS, TOKENS, batch_masks, pack
-from kdnlp.models.cache_numbers import encode
-from kdnlp.models.cache_plan import Batch, Collator, Predict, TeacherPass, plan_cache
-from kdnlp.models.cache_rows import ROW_COLUMN, check_dataset, without_row_numbers
-from kdnlp.models.cache_store import Layout, TeacherCache
-from kdnlp.models.cache_writing import (
+from kdnlp.models.cache.fields import LABELS, TOKENS, batch_masks, pack
+from kdnlp.models.cache.fingerprint import combine
+from kdnlp.models.cache.numbers import encode
+from kdnlp.models.cache.plan import Batch, Collator, Predict, TeacherPass, plan_cache
+from kdnlp.models.cache.rows import ROW_COLUMN, check_dataset, without_row_numbers
+from kdnlp.models.cache.store import Layout, TeacherCache
+from kdnlp.models.cache.writing import (
     CacheWriter,
     commit,
     human_size,
@@ -25,7 +26,6 @@ from kdnlp.models.cache_writing import (
     partial_folder,
     reserved,
 )
-from kdnlp.models.fingerprint import combine
 
 logger = logging.getLogger(__name__)
 

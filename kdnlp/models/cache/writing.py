@@ -13,9 +13,9 @@ from typing import BinaryIO
 import numpy as np
 from filelock import FileLock, Timeout
 
-from kdnlp.models.cache_fields import Field
-from kdnlp.models.cache_numbers import STORED_TYPES
-from kdnlp.models.cache_store import FORMAT, META, Layout, TeacherCache, array_file
+from kdnlp.models.cache.fields import Field
+from kdnlp.models.cache.numbers import STORED_TYPES
+from kdnlp.models.cache.store import FORMAT, META, Layout, TeacherCache, array_file
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from kdnlp.models.cache_fields import INDICES, Field, batch_masks, join_outputs, unpack
-from kdnlp.models.cache_numbers import STORED_TYPES, decode, dense_logits
+from kdnlp.models.cache.fields import INDICES, Field, batch_masks, join_outputs, unpack
+from kdnlp.models.cache.numbers import STORED_TYPES, decode, dense_logits
 
 FORMAT = 1
 META = "meta.json"

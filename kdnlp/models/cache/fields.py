@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from kdnlp.models.alignment import split_inputs
-from kdnlp.models.cache_numbers import STORED_TYPES, index_type, top_k_logits
+from kdnlp.models.cache.numbers import STORED_TYPES, index_type, top_k_logits
 from kdnlp.models.heads import IGNORED_LABEL
 
 TOKEN_AXES: dict[str, tuple[int, ...]] = {

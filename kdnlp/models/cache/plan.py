@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from kdnlp.models.cache_fields import (
+from kdnlp.models.cache.fields import (
     INDICES,
     TOKENS,
     Field,
@@ -18,9 +18,9 @@ from kdnlp.models.cache_fields import (
     pack,
     split_outputs,
 )
-from kdnlp.models.cache_rows import token_counts
-from kdnlp.models.cache_store import FORMAT, Layout
-from kdnlp.models.fingerprint import combine, fingerprint_rows, fingerprint_tensors
+from kdnlp.models.cache.fingerprint import combine, fingerprint_rows, fingerprint_tensors
+from kdnlp.models.cache.rows import token_counts
+from kdnlp.models.cache.store import FORMAT, Layout
 
 logger = logging.getLogger(__name__)
 

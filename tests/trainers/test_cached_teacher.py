@@ -1,0 +1,168 @@
+"""Training on the teacher's cached outputs is training on the teacher."""
+
+import pytest
+import torch
+from settings import (
+    LOSS_ROWS,
+    TASK_ROWS,
+    TRAINER_ROWS,
+    TrainerRow,
+    build_cell,
+    build_trainer,
+    tiny_dataset,
+    tiny_model,
+)
+
+from kdnlp.arguments import DistillationTrainingArguments
+from kdnlp.losses import LogitsLoss, TeacherFreeLoss
+from kdnlp.models.student import build_student
+
+CACHED = TRAINER_ROWS["distillation-cached"]
+LAYERS = ("hidden", "attention", "attention_scores", "relation", "patient", "similarity")
+CELLS = [("logits", task) for task in TASK_ROWS]
+CELLS += [(loss, "single_label_classification") for loss in LAYERS]
+CELLS += [
+    ("hidden", "token_classification"),
+    ("relation", "causal_lm"),
+    ("hidden", "question_answering"),
+]
+
+
+def history(trainer, key):
+    return [entry[key] for entry in trainer.state.log_history if key in entry]
+
+
+def calls(model):
+    """A list that grows by one every time the model runs."""
+    seen = []
+    model.register_forward_hook(lambda *_: seen.append(1))
+    return seen
+
+
+@pytest.mark.parametrize(("loss", "task"), CELLS)
+def test_cached_and_live_training_have_the_same_losses(loss, task, tmp_path):
+    """Up to 1e-5, relative: a matrix product rounds otherwise for a batch of another size."""
+    settings = {"per_device_train_batch_size": 5, "max_steps": 7}  # into the second epoch
+    live = build_cell(loss, task, tmp_path / "live", **settings)
+    live.train()
+    cache = {"cache_teacher_outputs": True, "teacher_cache_dir": str(tmp_path / "teacher")}
+    cached = build_cell(loss, task, tmp_path / "cached", **settings, **cache)
+    cached.train()
+    assert cached.partner is None
+    for key in ("loss", "loss_loss", "loss_task", "grad_norm"):
+        expected = history(live, key)
+        assert len(expected) == 7
+        assert history(cached, key) == pytest.approx(expected, rel=1e-5, abs=1e-7), key
+
+
+@pytest.mark.parametrize("row", ["distillation-cached", "theseus-cached"])
+def test_the_teacher_runs_once_and_a_second_run_finds_what_it_said(row, tmp_path):
+    folder = str(tmp_path / "teacher")
+    counts = []
+    for run in ("first", "second"):
+        partner = tiny_model("bert", 4)
+        seen = calls(partner)
+        trainer = build_trainer(
+            TRAINER_ROWS[row], tmp_path / run, partner, teacher_cache_dir=folder, num_train_epochs=3
+        )
+        trainer.train()
+        counts.append(len(seen))
+    batches = 32 / 8  # of the default evaluation batch size
+    assert batches <= counts[0] <= batches + 2
+    assert counts[1] <= 2  # what a cache of these outputs would look like
+
+
+def test_another_teacher_is_another_cache(tmp_path):
+    histories = []
+    for seed in (0, 1):
+        trainer = build_trainer(
+            CACHED,
+            tmp_path / str(seed),
+            tiny_model("bert", 4, seed=seed),
+            build_student(tiny_model("bert", 4), 2),
+            teacher_cache_dir=str(tmp_path / "teacher"),
+        )
+        trainer.train()
+        histories.append(history(trainer, "loss_logits"))
+    assert len([path for path in (tmp_path / "teacher").iterdir() if path.is_dir()]) == 2
+    assert histories[0] != histories[1]
+
+
+def test_the_teacher_is_let_go_and_the_trainer_says_so(tmp_path):
+    trainer = build_trainer(CACHED, tmp_path)
+    assert trainer.teacher is trainer.partner
+    trainer.train()
+    with pytest.raises(ValueError, match=r"has let it go\. Keep a reference"):
+        _ = trainer.teacher
+    trainer.train()  # once more, on the same cache
+    assert trainer.state.global_step == 6
+
+
+def test_labels_are_cached_in_the_students_order(tmp_path):
+    names = {0: "yes", 1: "no"}
+    teacher = tiny_model("bert", 4, id2label=names, label2id={v: k for k, v in names.items()})
+    student = build_student(tiny_model("bert", 4, seed=1), 2)
+    runs = []
+    for cached in (False, True):
+        trainer = build_trainer(
+            TrainerRow("DistillationTrainer", losses=lambda: {"logits": LogitsLoss()}),
+            tmp_path / str(cached),
+            teacher,
+            build_student(student, 2),
+            cache_teacher_outputs=cached,
+            teacher_cache_dir=str(tmp_path / "teacher") if cached else None,
+        )
+        assert trainer.label_order == [1, 0]
+        trainer.train()
+        runs.append(history(trainer, "loss_logits"))
+    assert runs[1] == pytest.approx(runs[0], rel=1e-5)
+
+
+def test_evaluation_in_mid_run_needs_no_row_numbers(tmp_path):
+    trainer = build_trainer(CACHED, tmp_path, eval_strategy="steps", eval_steps=2)
+    trainer.train()
+    assert len(history(trainer, "eval_loss")) == 3
+
+
+def test_a_run_without_a_teacher_has_nothing_to_cache(tmp_path):
+    row = TrainerRow("DistillationTrainer", losses=lambda: {"loss": TeacherFreeLoss()})
+    settings = {"cache_teacher_outputs": True, "teacher_cache_dir": str(tmp_path / "teacher")}
+    build_trainer(row, tmp_path / "run", **settings).train()
+    assert not (tmp_path / "teacher").exists()
+
+
+def test_more_than_the_limit_is_refused_before_a_step_is_taken(tmp_path):
+    trainer = build_trainer(CACHED, tmp_path, teacher_cache_limit_gb=1e-6)
+    before = {n: p.clone() for n, p in trainer.student.named_parameters()}
+    with pytest.raises(ValueError, match=r"teacher_cache_limit_gb|limit_gb"):
+        trainer.train()
+    assert all(p.equal(before[n]) for n, p in trainer.student.named_parameters())
+    assert trainer.state.global_step == 0
+
+
+def test_rows_that_cannot_be_counted_are_refused(tmp_path):
+    rows = tiny_dataset().to_iterable_dataset()
+    trainer = build_trainer(CACHED, tmp_path, trainer_options={"train_dataset": rows})
+    with pytest.raises(TypeError, match=r"Expected a tokenised datasets\.Dataset"):
+        trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"teacher_cache_dir": "x"}, "teacher_cache_dir needs cache_teacher_outputs=True"),
+        ({"teacher_cache_top_k": 3}, "teacher_cache_top_k needs cache_teacher_outputs=True"),
+        ({"teacher_cache_dtype": "int8"}, "must be one of float32, float16, bfloat16"),
+        ({"teacher_cache_limit_gb": 0.0}, "teacher_cache_limit_gb must be above 0"),
+        ({"cache_teacher_outputs": True, "teacher_cache_top_k": 0}, "top_k must be above 0"),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(changes, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        DistillationTrainingArguments(str(tmp_path), use_cpu=True, **changes)
+
+
+def test_every_loss_with_a_teacher_can_be_cached():
+    taught = [name for name, row in LOSS_ROWS.items() if row.build().needs_teacher]
+    assert set(LAYERS) | {"logits"} <= set(taught)
+    assert torch.get_default_dtype() == torch.float32  # what the stated tolerance is for
