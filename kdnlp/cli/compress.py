@@ -23,6 +23,7 @@ from kdnlp.data.task import Task
 from kdnlp.evaluation.evaluate import evaluate_model
 from kdnlp.hub.publish import publish_results
 from kdnlp.losses import LOSSES, DistillationLoss
+from kdnlp.models.ensemble import TeacherEnsemble
 from kdnlp.models.layers import find_layers
 from kdnlp.models.pretrained import in_model_order, load_finetuned, load_for_finetuning
 from kdnlp.models.student import InitLayers, build_student
@@ -73,12 +74,14 @@ def main(command: str, argv: Sequence[str]) -> None:
     smaller = build_smaller(options, original, task, tokenizer)
     initial = copy.deepcopy(smaller) if options.baseline else None
     trainer_class = TheseusTrainer if command == "theseus" else DistillationTrainer
-    trainer: CompressionTrainer = trainer_class(smaller, original, args, losses, **inputs)
+    partner = join_teachers(original, getattr(options, "more_teachers", None), task, tokenizer)
+    trainer: CompressionTrainer = trainer_class(smaller, partner, args, losses, **inputs)
 
     names = ("predecessor", "successor") if command == "theseus" else ("teacher", "student")
     evaluated = partial(evaluate_model, args=args, splits=splits, task=task, tokenizer=tokenizer)
     models, metrics = {names[0]: original}, {names[0]: evaluated(original)}
     logger.info("The %s scores %s.", names[0], metrics[names[0]])
+    facts = {} if partner is original else {"ensemble_metrics": evaluated(partner)}
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     models[names[1]], metrics[names[1]] = trainer.student, evaluated(trainer.student)
@@ -94,8 +97,27 @@ def main(command: str, argv: Sequence[str]) -> None:
         sequence_length=options.report_length,
         max_seconds=options.report_seconds,
         command=command_line(command, argv),
+        **facts,
     )
     print_report(report, str(args.output_dir))
+
+
+def join_teachers(
+    first: PreTrainedModel, others: Sequence[str] | None, task: Task, tokenizer: Any
+) -> PreTrainedModel:
+    """The first teacher alone, or with others as one; its label order is theirs together.
+
+    Raises:
+        ValueError: if another one has other labels or another vocabulary.
+    """
+    if not others:
+        return first
+    members = [first]
+    for path in others:
+        member, own_tokenizer = load_finetuned(path, task)
+        check_same_tokens(tokenizer, own_tokenizer, "--more_teachers", path)
+        members.append(member)
+    return TeacherEnsemble(members).eval()  # type: ignore[return-value]
 
 
 def build_smaller(
@@ -108,7 +130,7 @@ def build_smaller(
     student = getattr(options, "student", None)
     if student is not None:
         model, own_tokenizer = load_for_finetuning(student, task)
-        check_same_tokens(tokenizer, own_tokenizer, student)
+        check_same_tokens(tokenizer, own_tokenizer, "--student", student)
         return model
     num_layers = options.num_layers
     init_layers = parse_init_layers(options.init_layers)
@@ -118,14 +140,14 @@ def build_smaller(
 
 
 def check_same_tokens(
-    teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase, name: str
+    teacher: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, flag: str, name: str
 ) -> None:
     """Raise `ValueError` if the two tokenizers number their tokens differently."""
-    if teacher.get_vocab() != student.get_vocab():
+    if teacher.get_vocab() != other.get_vocab():
         raise ValueError(
-            f"--student {name} must have the teacher's vocabulary, got another one. The same ids "
-            "would be other words to one of them. Choose a student of the teacher's family, or "
-            "leave --student out and cut the teacher's own blocks."
+            f"{flag} {name} must have the teacher's vocabulary, got another one. The same ids "
+            "would be other words to one of them. Choose a model of the teacher's family, or leave "
+            f"{flag} out; recipes/other_teacher.py shows how to use a teacher with another one."
         )
 
 

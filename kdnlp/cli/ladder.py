@@ -13,7 +13,7 @@ from transformers import TrainingArguments, set_seed
 
 from kdnlp.arguments import DistillationTrainingArguments
 from kdnlp.cli.compress import check_report_length, parse_init_layers, resolve_losses
-from kdnlp.cli.options import DataOptions, LadderOptions
+from kdnlp.cli.options import DataOptions, LadderOptions, LadderTrainingArguments
 from kdnlp.cli.parsing import parse_arguments
 from kdnlp.cli.steps import command_line, load_task, print_report, set_up_logging, trainer_inputs
 from kdnlp.data.task import Task
@@ -41,14 +41,13 @@ _NOT_TRAINING = ("output_dir", "resume_from_checkpoint", "overwrite_output_dir",
 def main(command: str, argv: Sequence[str]) -> None:
     """Run the command with its arguments."""
     options, data, args = parse_arguments(
-        (LadderOptions, DataOptions, DistillationTrainingArguments),
+        (LadderOptions, DataOptions, LadderTrainingArguments),
         argv,
         section="distill",
         prog=f"kdnlp {command}",
         description=DESCRIPTION,
     )
     set_up_logging(args)
-    args.cache_teacher_outputs = True
     resolve_losses(options.losses)
     task, rows = load_task(data, args.seed)
     teacher, tokenizer = load_finetuned(options.teacher, task, revision=options.revision)

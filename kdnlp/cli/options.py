@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from kdnlp.arguments import DistillationTrainingArguments
 from kdnlp.losses import LOSSES
 
 
@@ -126,6 +127,13 @@ class DistillOptions(CompressionOptions):
     teacher: str = field(
         metadata={"help": "Folder or Hub id of a model that is fine-tuned on the task."}
     )
+    more_teachers: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Further fine-tuned models: the student learns the mean of all their "
+            "probabilities. The report compares with the first teacher."
+        },
+    )
     student: str | None = field(
         default=None,
         metadata={
@@ -154,4 +162,14 @@ class LadderOptions(SmallerOptions):
     )
     num_layers: str = field(
         metadata={"help": "Transformer blocks of each student, with commas, such as 6,4,3,2."}
+    )
+
+
+@dataclass
+class LadderTrainingArguments(DistillationTrainingArguments):
+    """The arguments of every student, with the teacher's outputs computed once for all."""
+
+    cache_teacher_outputs: bool = field(
+        default=True,
+        metadata={"help": "Compute the teacher's outputs once for all students, and write them."},
     )
