@@ -7,8 +7,8 @@ import argparse
 import copy
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,35 +24,34 @@ from transformers.utils import logging
 
 from kdnlp import CompressionTrainer, DistillationTrainer, DistillationTrainingArguments
 from kdnlp.data.synthetic import build_tokenizer
-from kdnlp.models.cache import TEACHER_OUTPUTS, CachedCollator, cache_teacher
-from kdnlp.models.cache.fingerprint import fingerprint_model
-from kdnlp.models.cache.rows import with_row_numbers
+from kdnlp.models.cache import TeacherCache
 from kdnlp.models.student import build_student
 
 PLAIN, CACHED, LIVE = "plain fine-tuning", "cached teacher", "live teacher"
 
 
-class CachedDistillation(DistillationTrainer):
-    """A student whose teacher's outputs are in the batch."""
-
-    def partner_outputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """What the batch brought along."""
-        return inputs[TEACHER_OUTPUTS]
-
-
 class Clock(TrainerCallback):
-    """When the first few steps, and when all of them, were done."""
+    """When training began, when the first few steps were done, and when all of them."""
 
     def __init__(self, warmup: int) -> None:
         self.warmup = warmup
-        self.start = self.end = 0.0
+        self.created = self.begun = time.perf_counter()
+        self.times: list[tuple[float, float]] = []
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Note the time: the cache is there."""
+        self.begun = time.perf_counter()
 
     def on_step_end(self, args, state, control, **kwargs):
         """Note the time, after what the device still has to do."""
         if state.global_step in (self.warmup, state.max_steps):
             if args.device.type != "cpu":
                 torch.accelerator.synchronize(args.device)
-            self.start, self.end = self.end, time.perf_counter()
+            self.times.append((time.perf_counter(), time.process_time()))
+
+    def seconds(self) -> np.ndarray:
+        """Between the two: on the wall, and of the processor."""
+        return np.subtract(self.times[1], self.times[0])
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
@@ -63,26 +62,24 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     torch.manual_seed(0)
     teacher = build_teacher(options)
     student = build_student(teacher, options.student_layers)
-    rows = with_row_numbers(random_rows(options, teacher.config.vocab_size))
-    collator = DataCollatorWithPadding(build_tokenizer())
+    rows = random_rows(options, teacher.config.vocab_size)
+    data = {"train_dataset": rows, "data_collator": DataCollatorWithPadding(build_tokenizer())}
     with tempfile.TemporaryDirectory() as folder:
-        start = time.perf_counter()
-        cache = write_cache(teacher, rows, collator, folder, options.batch_size)
-        print(
-            f"cache of {len(rows)} rows: {cache.nbytes / 1e3:.1f} kB, "
-            f"{time.perf_counter() - start:.1f} s to write"
-        )
-        common = {"train_dataset": rows, "data_collator": CachedCollator(collator, cache)}
-        live = {"train_dataset": rows.remove_columns("teacher_row"), "data_collator": collator}
         builders = {
-            PLAIN: lambda args: CompressionTrainer(copy.deepcopy(student), args, **live),
-            CACHED: lambda args: CachedDistillation(
-                copy.deepcopy(student), teacher, args, **common
+            PLAIN: lambda args: CompressionTrainer(copy.deepcopy(student), args, **data),
+            CACHED: lambda args: DistillationTrainer(
+                copy.deepcopy(student),
+                teacher,
+                replace(args, cache_teacher_outputs=True, teacher_cache_dir=f"{folder}/cache"),
+                **data,
             ),
-            LIVE: lambda args: DistillationTrainer(copy.deepcopy(student), teacher, args, **live),
+            LIVE: lambda args: DistillationTrainer(copy.deepcopy(student), teacher, args, **data),
         }
-        speeds, losses = measure(builders, options, folder)
-        reading = time_reading(cache, rows, collator, options)
+        speeds, losses, first = measure(builders, options, folder)
+        (path,) = (meta.parent for meta in Path(folder, "cache").glob("*/meta.json"))
+        cache = TeacherCache(path)
+        print(f"cache of {len(rows)} rows: {cache.nbytes / 1e3:.1f} kB, {first:.1f} s to write")
+        reading = time_reading(cache, rows, data["data_collator"], options)
     return report(speeds, losses, reading, options)
 
 
@@ -131,35 +128,28 @@ def random_rows(options: argparse.Namespace, vocab_size: int) -> Dataset:
     )
 
 
-def write_cache(teacher, rows: Dataset, collator, folder: str, batch_size: int):
-    """The teacher's logits for all rows."""
-    device = DistillationTrainingArguments(f"{folder}/none").device
-    teacher.to(device)
+def measure(builders: dict, options: argparse.Namespace, folder: str) -> tuple[dict, dict, float]:
+    """Steps per second of every repeat, and the mean losses, by variant; they take turns.
 
-    def predict(batch):
-        inputs = {k: batch[k].to(device) for k in ("input_ids", "attention_mask")}
-        return {"logits": teacher(**inputs).logits}
-
-    options = {"teacher_key": fingerprint_model(teacher), "batch_size": batch_size}
-    return cache_teacher(predict, rows, collator, Path(folder, "cache"), **options)
-
-
-def measure(builders: dict, options: argparse.Namespace, folder: str) -> tuple[dict, dict]:
-    """Steps per second of every repeat, and the last losses, by variant; they take turns."""
-    speeds: dict[str, list[float]] = {name: [] for name in builders}
+    By the wall clock, and by the processor's, which other work on the machine does not disturb.
+    Then the seconds that the first run with a cache took to begin: it writes it.
+    """
+    speeds: dict[str, list[np.ndarray]] = {name: [] for name in builders}
     losses: dict[str, float] = {}
+    begin: dict[str, float] = {}
     for repeat in range(options.repeats):
         shift = repeat % len(builders)
         names = [*builders][shift:] + [*builders][:shift]
         for name in names:
-            clock = Clock(options.warmup)
             trainer = builders[name](arguments(options, Path(folder, name, str(repeat))))
+            clock = Clock(options.warmup)
             trainer.remove_callback(PrinterCallback)
             trainer.add_callback(clock)
             trainer.train()
-            speeds[name].append(options.steps / (clock.end - clock.start))
+            speeds[name].append(options.steps / clock.seconds())
             losses[name] = trainer.state.log_history[-1]["train_loss"]
-    return speeds, losses
+            begin.setdefault(name, clock.begun - clock.created)
+    return speeds, losses, begin[CACHED]
 
 
 def arguments(options: argparse.Namespace, folder: Path) -> DistillationTrainingArguments:
@@ -184,7 +174,7 @@ def time_reading(cache, rows: Dataset, collator, options: argparse.Namespace) ->
     times = []
     for _ in range(200):
         numbers = rng.integers(0, len(rows), options.batch_size).tolist()
-        batch = collator(rows.remove_columns("teacher_row").__getitems__(numbers))
+        batch = collator(rows.__getitems__(numbers))
         start = time.perf_counter()
         cache.read(numbers, batch)
         times.append(time.perf_counter() - start)
@@ -197,17 +187,22 @@ def report(speeds: dict, losses: dict, reading: float, options) -> dict[str, flo
         f"batch {options.batch_size}, up to {options.max_length} tokens, "
         f"{torch.get_num_threads()} threads, medians of {options.repeats} x {options.steps} steps"
     )
+    on_cpu = not torch.accelerator.is_available()
+    clocks = {name: np.array(values) for name, values in speeds.items()}
     # By repeat: what slows the machine down for a while slows all variants down.
-    ratios = {
-        name: float(np.median(np.divide(values, speeds[PLAIN]))) for name, values in speeds.items()
-    }
-    for name, values in speeds.items():
-        spread = f"{min(values):.3f} to {max(values):.3f}"
-        print(f"{name:18} {np.median(values):7.3f} steps/s  ({spread})  {ratios[name]:6.3f}x")
-    share = reading * float(np.median(speeds[CACHED]))
+    ratios = {name: np.median(values / clocks[PLAIN], axis=0) for name, values in clocks.items()}
+    for name, values in clocks.items():
+        wall = values[:, 0]
+        spread = f"({wall.min():.3f} to {wall.max():.3f})"
+        by_processor = f", {ratios[name][1]:.3f}x by processor time" if on_cpu else ""
+        print(
+            f"{name:18} {np.median(wall):7.3f} steps/s {spread}  {ratios[name][0]:.3f}x"
+            f"{by_processor}"
+        )
+    share = reading * float(np.median(clocks[CACHED][:, 0]))
     print(f"reading a batch: {reading * 1e6:.0f} us, {share:.3%} of a step with a cached teacher")
     print(f"mean loss: cached {losses[CACHED]:.7f}, live {losses[LIVE]:.7f}")
-    return ratios
+    return {name: float(ratio[0]) for name, ratio in ratios.items()}
 
 
 if __name__ == "__main__":
