@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import numpy as np
-import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow as pa
 from datasets import Dataset
 
 # In a shuffled dataset every row is a chunk, and more of them at a time take longer per row.

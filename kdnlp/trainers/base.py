@@ -77,6 +77,7 @@ class CompressionTrainer(WeightedLossTrainer):
         self.intermediate = None
         self.cache = None
         self._partner_config = None if partner is None else partner.config
+        self.cached_layers = getattr(self._partner_config, "num_hidden_layers", 0)
         self.task = ""
         self.model_card: str | None = None
         self._recorded = {}

@@ -13,7 +13,7 @@ from kdnlp.models.alignment import (
     check_inputs,
     check_vocabulary,
 )
-from kdnlp.models.heads import LABELLED_TASKS
+from kdnlp.models.heads import LABELLED_TASKS, TOKEN_TASKS
 from kdnlp.trainers.base import CompressionTrainer
 from kdnlp.trainers.cached import free, use_cache
 
@@ -104,6 +104,20 @@ class DistillationTrainer(CompressionTrainer):
         if self.task in LABELLED_TASKS:
             self.label_order = align_labels(self.teacher.config, model.config)
         columns = getattr(self.train_dataset, "column_names", None) or []
-        if f"{TEACHER_PREFIX}input_ids" not in columns:
+        if f"{TEACHER_PREFIX}input_ids" in columns:
+            self._check_positions()
+        else:
             check_vocabulary(self.teacher.config, model.config)
             check_inputs(self.teacher, model, columns)
+
+    def _check_positions(self) -> None:
+        """Refuse to compare positions where the teacher reads other tokens than the student."""
+        layered = [name for name, loss in self.losses.items() if loss.needs - {"logits"}]
+        if layered or self.task in (*TOKEN_TASKS, "question_answering"):
+            what = f"the losses {', '.join(layered)} read" if layered else f"{self.task} predicts"
+            raise ValueError(
+                f"The data has {TEACHER_PREFIX}input_ids of the teacher's own, and {what} one "
+                "value a position. Its positions are other places in the text than the student's. "
+                "Use losses on logits and a task with one answer an example, or a teacher with the "
+                "student's tokenizer and texts."
+            )

@@ -14,6 +14,7 @@ from kdnlp.losses import DistillationLoss
 from kdnlp.losses.balance import LossBalancer
 from kdnlp.models.alignment import TEACHER_PREFIX, split_inputs
 from kdnlp.models.cache import TEACHER_OUTPUTS, TeacherCache
+from kdnlp.models.capture import LayerOutputs
 from kdnlp.models.heads import UNITS, as_items, count_items, with_some_label
 from kdnlp.models.layers import find_layers
 from kdnlp.trainers.intermediate import IntermediateOutputs
@@ -35,6 +36,7 @@ class WeightedLossTrainer(Trainer):
         task: the model's kind of task.
         stack: `"encoder"` or `"decoder"`, for models that have both.
         cache: the partner's outputs on disk, where they are read instead of computed.
+        cached_layers: how many layers the partner has.
         intermediate: what keeps the layers that the losses read, while a run lasts.
     """
 
@@ -47,6 +49,7 @@ class WeightedLossTrainer(Trainer):
     task: str
     intermediate: IntermediateOutputs | None
     cache: TeacherCache | None
+    cached_layers: int
     _recorded: dict[str, tuple[torch.Tensor | float, int]]
 
     @property
@@ -150,7 +153,10 @@ class WeightedLossTrainer(Trainer):
         """What the frozen partner says about the batch, with the layers that the losses read."""
         ours, theirs = split_inputs(inputs)
         if self.cache is not None and CACHED in theirs:
-            return self.cache.dense(theirs[CACHED])
+            depth, outputs = self.cached_layers, self.cache.dense(theirs[CACHED])
+            return {
+                n: LayerOutputs(depth, v) if isinstance(v, dict) else v for n, v in outputs.items()
+            }
         partner = self.partner
         assert partner is not None
         given = theirs if "input_ids" in theirs else {**ours, **theirs}

@@ -124,6 +124,20 @@ def test_evaluation_in_mid_run_needs_no_row_numbers(tmp_path):
     assert len(history(trainer, "eval_loss")) == 3
 
 
+def test_a_loss_that_counts_layers_from_the_top_finds_them_in_the_cache(tmp_path):
+    runs = []
+    for cached in (False, True):
+        trainer = build_trainer(
+            TRAINER_ROWS["distillation-parameters"],
+            tmp_path / str(cached),
+            cache_teacher_outputs=cached,
+            teacher_cache_dir=str(tmp_path / "teacher") if cached else None,
+        )
+        trainer.train()
+        runs.append(history(trainer, "loss_hidden"))
+    assert runs[1] == pytest.approx(runs[0], rel=1e-5)
+
+
 def test_a_run_without_a_teacher_has_nothing_to_cache(tmp_path):
     row = TrainerRow("DistillationTrainer", losses=lambda: {"loss": TeacherFreeLoss()})
     settings = {"cache_teacher_outputs": True, "teacher_cache_dir": str(tmp_path / "teacher")}

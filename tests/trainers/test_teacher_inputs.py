@@ -179,6 +179,16 @@ def test_a_loss_on_layers_is_refused_before_training(tmp_path):
         build_trainer(row, tmp_path, TeacherEnsemble([model()]), model(seed=5))
 
 
+def test_positions_are_not_compared_where_the_teacher_reads_other_tokens(tmp_path):
+    teacher = model("distilbert", 1, vocab_size=len(THEIRS) + 1)
+    data = add_teacher_inputs(prepared(), raw(), THEIRS, ["text"])
+    row = TrainerRow(
+        "DistillationTrainer", losses=lambda: {"hidden": HiddenLoss(), "logits": LogitsLoss()}
+    )
+    with pytest.raises(ValueError, match=r"losses hidden read one value a position"):
+        build_trainer(row, tmp_path, teacher, model(seed=5), {"train_dataset": data})
+
+
 def test_rows_labelled_by_the_teacher_alone_train_without_labels(tmp_path):
     data = augment_tokens(prepared(), 1, OURS, 0.0, 0.3, labels="drop")
     with pytest.raises(ValueError, match="set loss_weights without task"):
