@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from kdnlp.arguments import (
@@ -67,7 +68,8 @@ def main(command: str, argv: Sequence[str]) -> None:
     set_seed(args.seed)
     task, rows = load_task(data, args.seed)
     source = options.predecessor if command == "theseus" else options.teacher
-    original, tokenizer = load_finetuned(source, task, revision=options.revision)
+    dtype = getattr(torch, getattr(options, "teacher_dtype", "float32"))
+    original, tokenizer = load_finetuned(source, task, revision=options.revision, dtype=dtype)
     task = in_model_order(task, original.config)
     check_report_length(options.report_length, tokenizer, original)
     splits, inputs = trainer_inputs(rows, task, tokenizer, data, args)
@@ -114,7 +116,7 @@ def join_teachers(
         return first
     members = [first]
     for path in others:
-        member, own_tokenizer = load_finetuned(path, task)
+        member, own_tokenizer = load_finetuned(path, task, dtype=first.dtype)
         check_same_tokens(tokenizer, own_tokenizer, "--more_teachers", path)
         members.append(member)
     return TeacherEnsemble(members).eval()  # type: ignore[return-value]
@@ -136,7 +138,8 @@ def build_smaller(
     init_layers = parse_init_layers(options.init_layers)
     if num_layers is None and isinstance(init_layers, str):
         num_layers = max(1, len(find_layers(original).layers) // 2)
-    return build_student(original, num_layers, init_layers)
+    # A student trains in float32 whatever its teacher is: half precision loses small updates.
+    return build_student(original, num_layers, init_layers).float()
 
 
 def check_same_tokens(

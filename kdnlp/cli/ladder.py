@@ -8,6 +8,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from transformers import TrainingArguments, set_seed
 
@@ -50,7 +51,10 @@ def main(command: str, argv: Sequence[str]) -> None:
     set_up_logging(args)
     resolve_losses(options.losses)
     task, rows = load_task(data, args.seed)
-    teacher, tokenizer = load_finetuned(options.teacher, task, revision=options.revision)
+    dtype = getattr(torch, options.teacher_dtype)
+    teacher, tokenizer = load_finetuned(
+        options.teacher, task, revision=options.revision, dtype=dtype
+    )
     task = in_model_order(task, teacher.config)
     check_report_length(options.report_length, tokenizer, teacher)
     depths = parse_depths(options.num_layers, len(find_layers(teacher).layers))
@@ -70,7 +74,7 @@ def main(command: str, argv: Sequence[str]) -> None:
         logger.info("The student of %d blocks.", depth)
         rung = _rung_arguments(args, depth)
         set_seed(rung.seed)
-        student = build_student(teacher, depth, parse_init_layers(options.init_layers))
+        student = build_student(teacher, depth, parse_init_layers(options.init_layers)).float()
         losses = resolve_losses(options.losses)
         trainer = DistillationTrainer(student, teacher, rung, losses, **inputs)
         trainer.train(resume_from_checkpoint=rung.checkpoint_to_resume())
@@ -144,6 +148,7 @@ def _settings(
     kept += ["per_device_train_batch_size", "gradient_accumulation_steps", "weight_decay"]
     kept += ["lr_scheduler_type", "warmup_steps", "bf16", "fp16"]
     values = {name: getattr(args, name) for name in kept if name not in _NOT_TRAINING}
+    values["teacher_dtype"] = options.teacher_dtype
     values |= {**asdict(data), "losses": options.losses, "init_layers": options.init_layers}
     values["teacher"] = Path(options.teacher).name
     plain = json.dumps({k: getattr(v, "value", v) for k, v in values.items()}, default=str)

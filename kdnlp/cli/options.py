@@ -1,7 +1,7 @@
 """The flags of the commands that no training argument covers."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from kdnlp.arguments import DistillationTrainingArguments
 from kdnlp.losses import LOSSES
@@ -71,7 +71,7 @@ class FinetuneOptions(ModelOptions):
 class SmallerOptions(ModelOptions):
     """What a smaller model starts from and learns, and what its report measures."""
 
-    group_title: ClassVar[str] = "the smaller model and its report"
+    group_title: ClassVar[str] = "what it starts from and learns, and what the report measures"
 
     init_layers: str = field(
         default="first",
@@ -98,6 +98,8 @@ class SmallerOptions(ModelOptions):
 class CompressionOptions(SmallerOptions):
     """How small the new model is."""
 
+    group_title: ClassVar[str] = "the smaller model"
+
     num_layers: int | None = field(
         default=None, metadata={"help": "Transformer blocks of the smaller model; default half."}
     )
@@ -119,14 +121,26 @@ class TheseusOptions(CompressionOptions):
 
 
 @dataclass(kw_only=True)
-class DistillOptions(CompressionOptions):
-    """Whose answers are learned, and by whom."""
+class TeacherOptions(SmallerOptions):
+    """Whose answers are learned."""
 
-    group_title: ClassVar[str] = "what to compress"
+    group_title: ClassVar[str] = "the teacher"
 
     teacher: str = field(
         metadata={"help": "Folder or Hub id of a model that is fine-tuned on the task."}
     )
+    teacher_dtype: Literal["float32", "bfloat16", "float16"] = field(
+        default="float32",
+        metadata={"help": "Type of the teacher's weights; half of it halves its memory."},
+    )
+
+
+@dataclass(kw_only=True)
+class DistillOptions(TeacherOptions, CompressionOptions):
+    """Whose answers are learned, and by whom."""
+
+    group_title: ClassVar[str] = "several teachers, or a student of another kind"
+
     more_teachers: list[str] | None = field(
         default=None,
         metadata={
@@ -152,14 +166,11 @@ class DistillOptions(CompressionOptions):
 
 
 @dataclass(kw_only=True)
-class LadderOptions(SmallerOptions):
+class LadderOptions(TeacherOptions):
     """Whose answers are learned, by students of which depths."""
 
-    group_title: ClassVar[str] = "what to compress"
+    group_title: ClassVar[str] = "the students"
 
-    teacher: str = field(
-        metadata={"help": "Folder or Hub id of a model that is fine-tuned on the task."}
-    )
     num_layers: str = field(
         metadata={"help": "Transformer blocks of each student, with commas, such as 6,4,3,2."}
     )

@@ -161,3 +161,12 @@ def test_a_further_teacher_with_another_vocabulary_is_refused(teachers, tmp_path
     more = ("--more_teachers", other, "--num_layers", "2")
     with pytest.raises(ValueError, match=r"--more_teachers .*other must have the teacher's voc"):
         run("distill", "--teacher", teachers[0], "--output_dir", tmp_path / "out", *FLAGS, *more)
+
+
+def test_a_teacher_in_half_precision_teaches_a_student_in_full(teachers, tmp_path):
+    half = ("--teacher_dtype", "bfloat16", "--num_layers", "2", "--no_baseline")
+    run("distill", "--teacher", teachers[0], "--output_dir", tmp_path / "out", *FLAGS, *half)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert model.dtype == torch.float32
+    sizes = [m.size_mb for m in CompressionReport.load(tmp_path / "out").models]
+    assert sizes[0] < 1.2 * sizes[1]  # four blocks in half precision against two in full
