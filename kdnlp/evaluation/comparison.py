@@ -101,7 +101,15 @@ def save_comparison(rows: Sequence[ComparisonRow], folder: str | os.PathLike[str
 
 
 def _label(report: CompressionReport, name: str) -> str:
-    return f"{name} ({report.run['method']})" if name in _MADE_BY_THE_RUN else name
+    """The model's name, with what made it: method, losses that are not its default, teachers."""
+    if name not in _MADE_BY_THE_RUN:
+        return name
+    run = report.run
+    losses = list(run.get("losses", {}))
+    usual = ["logits"] if run["method"] == "distillation" else []
+    shown = "" if losses in ([], usual) else f": {', '.join(losses)}"
+    teachers = ", several teachers" if "ensemble_metrics" in run else ""
+    return f"{name} ({run['method']}{shown}{teachers})"
 
 
 def _row(key: tuple[str, str, int], reports: list[CompressionReport]) -> ComparisonRow:

@@ -49,6 +49,27 @@ def test_methods_and_depths_are_kept_apart():
     ]
 
 
+@pytest.mark.parametrize(
+    ("method", "losses", "more", "label"),
+    [
+        ("distillation", ["logits"], {}, "student (distillation)"),
+        ("distillation", ["logits", "patient"], {}, "student (distillation: logits, patient)"),
+        ("theseus", [], {}, "successor (theseus)"),
+        ("theseus", ["logits"], {}, "successor (theseus: logits)"),
+        (
+            "distillation",
+            ["logits"],
+            {"ensemble_metrics": {}},
+            "student (distillation, several teachers)",
+        ),
+    ],
+)
+def test_runs_that_learned_by_other_losses_are_kept_apart(method, losses, more, label):
+    report = run(method, 1, (0.8, 0.7))
+    report = replace(report, run={**report.run, "losses": dict.fromkeys(losses, {}), **more})
+    assert [row.model for row in compare([report])][1] == label
+
+
 def test_the_same_model_in_two_reports_counts_once():
     rows = {row.model: row for row in compare([RUNS[0], replace(RUNS[0])])}
     assert rows["predecessor"].scores == (0.8,)
