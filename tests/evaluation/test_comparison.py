@@ -66,7 +66,7 @@ def test_methods_and_depths_are_kept_apart():
 )
 def test_runs_that_learned_by_other_losses_are_kept_apart(method, losses, more, label):
     report = run(method, 1, (0.8, 0.7))
-    report = replace(report, run={**report.run, "losses": dict.fromkeys(losses, {}), **more})
+    report = replace(report, run={**report.run, "losses": {key: {} for key in losses}, **more})
     assert [row.model for row in compare([report])][1] == label
 
 
