@@ -8,7 +8,7 @@ from datasets import Dataset, Features, Value, concatenate_datasets
 from datasets import Sequence as SequenceFeature
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
-from kdnlp.data.preparation import MODEL_INPUTS
+from kdnlp.data.inputs import MODEL_INPUTS
 
 TEACHER_PREFIX = "teacher_"
 """Columns whose names start with this are the teacher's: it gets them without the prefix."""

@@ -147,16 +147,16 @@ def _read_rows(path: Path, task: Task) -> Iterator[Row]:
 
 
 def _to_dataset(rows: Iterable[Row], task: Task, source: Path) -> Dataset:
-    layout = OFFICIAL_LAYOUTS[task.name]
+    layout, label_column = OFFICIAL_LAYOUTS[task.name], task.label_columns[0]
     columns: dict[str, list[str | int | float]] = {column: [] for column in layout.columns}
     for number, row in rows:
         for column in task.text_columns:
             columns[column].append(row[layout.columns[column]])
-        text = row[layout.columns[task.label_column]]
-        columns[task.label_column].append(_parse_label(text, task, f"{source}, line {number}"))
+        text = row[layout.columns[label_column]]
+        columns[label_column].append(_parse_label(text, task, f"{source}, line {number}"))
     label = Value("float32") if task.label_names is None else ClassLabel(names=[*task.label_names])
     texts = {column: Value("string") for column in task.text_columns}
-    return Dataset.from_dict(columns, features=Features({**texts, task.label_column: label}))
+    return Dataset.from_dict(columns, features=Features({**texts, label_column: label}))
 
 
 def _parse_label(text: str, task: Task, where: str) -> int | float:

@@ -1,7 +1,8 @@
-"""The embedded default: GLUE-shaped tasks, their tokenizer and a small encoder, without a network.
+"""The embedded default: tasks in GLUE's and other layouts, their tokenizer and a small encoder.
 
-The texts come from `kdnlp.data.sentiment_grammar` and `kdnlp.data.event_grammar`. They are meant
-for trying methods and settings out in minutes; they say nothing about quality on real language.
+All of it without a network. The texts come from `kdnlp.data.sentiment_grammar`, `event_grammar` and
+`span_grammar`. They are meant for trying methods and settings out in minutes; they say nothing
+about quality on real language.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,9 +11,10 @@ from random import Random
 from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from datasets import Sequence as ListOf
 from transformers import BertConfig, PreTrainedTokenizerFast
 
-from kdnlp.data import event_grammar, sentiment_grammar
+from kdnlp.data import event_grammar, sentiment_grammar, span_grammar
 from kdnlp.data.task import Task
 
 Row = dict[str, Any]
@@ -82,6 +84,24 @@ SYNTHETIC_TASKS: dict[str, Task] = {
         metrics=("pearson", "spearmanr"),
         max_length=48,
     ),
+    "synthetic_entities": Task(
+        name="synthetic_entities",
+        text_columns=("tokens",),
+        label_names=span_grammar.TAGS,
+        metrics=("f1", "precision", "recall"),
+        label_column="tags",
+        max_length=48,
+        kind="token_classification",
+    ),
+    "synthetic_answers": Task(
+        name="synthetic_answers",
+        text_columns=("question", "context"),
+        label_names=None,
+        metrics=("exact_match", "f1"),
+        label_column="answers",
+        max_length=48,
+        kind="question_answering",
+    ),
 }
 
 
@@ -92,6 +112,9 @@ def generate(
     seed: int = 0,
 ) -> DatasetDict:
     """Write a task's rows, in GLUE's layout: the text columns, `label` and `idx`.
+
+    Entities have lists of words in `tokens` and of `ClassLabel`s in `tags` (CoNLL's layout), and
+    answers `question`, `context` and `answers` (SQuAD's), where only contexts never occur twice.
 
     The rows are a function of the task, the seed and the two counts alone, and the validation split
     does not depend on `num_train`. No text occurs twice in a split, nor in both splits. Classes
@@ -104,8 +127,8 @@ def generate(
         seed: any integer; another one gives other rows of the same kind.
 
     Returns:
-        The splits `"train"` and `"validation"`; `label` is a `ClassLabel`, or a float from 0.0 (no
-        meaning shared) to 5.0 (the same meaning) for the regression task.
+        The splits `"train"` and `"validation"`. In GLUE's layout `label` is a `ClassLabel`, or a
+        float from 0.0 (no meaning shared) to 5.0 (the same meaning) for the regression task.
 
     Raises:
         ValueError: if the task is not synthetic, or a count is below 1.
@@ -135,7 +158,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
     specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    words = sorted(sentiment_grammar.words() | event_grammar.words())
+    words = sorted(sentiment_grammar.words() | event_grammar.words() | span_grammar.words())
     vocabulary = {token: index for index, token in enumerate([*specials, *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Lowercase()
@@ -205,7 +228,11 @@ def _resolve(task: str | Task) -> Task:
 def _features(task: Task) -> Features:
     label = ClassLabel(names=list(task.label_names)) if task.label_names else Value("float32")
     texts = {column: Value("string") for column in task.text_columns}
-    return Features({**texts, task.label_column: label, "idx": Value("int32")})
+    if task.kind == "token_classification":
+        texts, label = {"tokens": ListOf(Value("string"))}, ListOf(label)
+    if task.kind == "question_answering":
+        label = {"text": ListOf(Value("string")), "answer_start": ListOf(Value("int32"))}
+    return Features({**texts, task.label_columns[0]: label, "idx": Value("int32")})
 
 
 def _unseen_rows(task: Task, rng: Random, count: int, seen: set[str]) -> Iterator[Row]:
@@ -213,10 +240,19 @@ def _unseen_rows(task: Task, rng: Random, count: int, seen: set[str]) -> Iterato
     for index in range(count):
         row = _ROW_WRITERS[task.name](rng, index)
         # Drawn again until new: the grammars hold far more texts than any run asks for.
-        while not seen.isdisjoint(row[column] for column in task.text_columns):
+        while not seen.isdisjoint(_texts(task, row)):
             row = _ROW_WRITERS[task.name](rng, index)
-        seen.update(row[column] for column in task.text_columns)
+        seen.update(_texts(task, row))
         yield {**row, "idx": index}
+
+
+def _texts(task: Task, row: Row) -> list[str]:
+    """The texts of a row that no other row may have."""
+    if task.kind == "token_classification":
+        return [" ".join(row["tokens"])]
+    if task.kind == "question_answering":
+        return [row["context"]]
+    return [row[column] for column in task.text_columns]
 
 
 def _sentiment_row(rng: Random, index: int) -> Row:
@@ -259,8 +295,19 @@ def _worded(rng: Random, first: event_grammar.Meaning, second: event_grammar.Mea
     return {"sentence1": sentence1, "sentence2": sentence2}
 
 
+def _entities_row(rng: Random, index: int) -> Row:
+    tokens, tags = span_grammar.draw_tagged_sentence(rng)
+    return {"tokens": tokens, "tags": tags}
+
+
+def _answers_row(rng: Random, index: int) -> Row:
+    return span_grammar.draw_question(rng)
+
+
 _ROW_WRITERS: dict[str, Callable[[Random, int], Row]] = {
     "synthetic_sentiment": _sentiment_row,
     "synthetic_paraphrase": _paraphrase_row,
     "synthetic_similarity": _similarity_row,
+    "synthetic_entities": _entities_row,
+    "synthetic_answers": _answers_row,
 }

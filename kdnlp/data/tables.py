@@ -6,9 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import ClassLabel, Dataset, DatasetDict, Value, load_dataset
+from datasets import Dataset, DatasetDict, load_dataset
 
-from kdnlp.data.task import Task
+from kdnlp.data.checks import list_item
+from kdnlp.data.label_names import are_entity_tags, check_label_names, infer_label_names
+from kdnlp.data.preparation import KINDS
+from kdnlp.data.question_answering import is_answers
+from kdnlp.data.task import Task, TaskKind
 
 # "NA", "null" and "None" are words in a text, and a lone quote in a TSV file opens no field: with
 # pandas' defaults the first become missing values and the second swallows the lines that follow.
@@ -65,43 +69,98 @@ def read_tables(
 def infer_task(
     dataset: DatasetDict,
     text_columns: Sequence[str],
-    label_column: str = "label",
+    label_column: str | Sequence[str] = "label",
     name: str = "own-data",
     label_names: Sequence[str] | None = None,
 ) -> Task:
     """Describe the task that the training split poses.
 
-    A floating-point label column is a regression; class names, class ids and booleans are a
-    classification. Class names come from `label_names`, else from the column: a `ClassLabel`'s
-    own, sorted distinct strings, or the ids 0..n-1 themselves. Only the training split is looked
-    at, so that a misspelt class in the validation split is an error and no class of its own.
+    The columns say what it is:
+
+    | text columns | label column | task |
+    | :-- | :-- | :-- |
+    | one or two texts | class names, class ids or booleans | classification |
+    | | real numbers | regression |
+    | | lists of class names or ids; or several columns of 0 and 1 | multi-label |
+    | one column with lists of words | lists of tags, a tag a word | token classification |
+    | question, context | SQuAD's `answers`: `text` and `answer_start` | question answering |
+
+    Class names come from `label_names`, else from the column: a `ClassLabel`'s own, sorted distinct
+    strings, or the ids 0..n-1 themselves; of several columns, their names. Only the training split
+    is looked at, so that a misspelt class in the validation split is an error and no class of its
+    own.
 
     Args:
         dataset: must hold a `train` split.
         text_columns: one column for a single text, two for a pair.
-        label_column: the column to predict.
+        label_column: the column to predict; several as a sequence, or as text with commas.
         name: what reports call the task.
         label_names: class names in the order of their ids, where the column has none.
 
     Returns:
-        A task with accuracy as its leading metric (and F1 for two classes), or Pearson and
-        Spearman correlation for a regression.
+        A task with the usual metrics of its kind: accuracy (and F1 for two classes), Pearson and
+        Spearman correlation, micro and macro F1 and subset accuracy, F1, precision and recall of
+        entities (or accuracy, where tags are no `B-X` and `I-X`), exact match and F1.
 
     Raises:
         ValueError: if the split or a column is missing, labels are null, class ids have gaps, there
             is one class only, or numbers are stored as text.
     """
-    rows = _train_rows(dataset, [*text_columns, label_column])
+    labels = _label_columns(dataset, label_column)
+    rows = _train_rows(dataset, [*text_columns, *labels])
     if not 1 <= len(text_columns) <= 2:
         raise ValueError(
             f"Expected one text column or two, got {list(text_columns)}. A tokenizer takes a text "
             "or a pair, and would drop the rest. Join columns beforehand."
         )
-    names = _infer_label_names(rows, label_column, label_names)
-    metrics: tuple[str, ...] = ("pearson", "spearmanr")
-    if names is not None:
-        metrics = ("accuracy", "f1") if len(names) == 2 else ("accuracy",)
-    return Task(name, tuple(text_columns), names, metrics, label_column=label_column)
+    kind = _kind_of(rows, text_columns, labels)
+    names: tuple[str, ...] | None
+    if len(labels) > 1:
+        names = check_label_names(tuple(label_names or labels), ", ".join(labels))
+    else:
+        names = infer_label_names(rows, labels[0], label_names, kind)
+    return Task(
+        name,
+        tuple(text_columns),
+        names,
+        _usual_metrics(kind, names),
+        label_column=labels[0] if len(labels) == 1 else labels,
+        kind=kind,
+        # SQuAD's contexts have about 150 tokens; 384 is the length that BERT's authors chose.
+        max_length=384 if kind == "question_answering" else Task.max_length,
+    )
+
+
+def _label_columns(dataset: DatasetDict, wish: str | Sequence[str]) -> tuple[str, ...]:
+    if not isinstance(wish, str):
+        return tuple(wish)
+    # A column whose own name has a comma is one column.
+    whole = wish in dataset.get("train", Dataset.from_dict({})).column_names
+    return (wish,) if whole else tuple(name.strip() for name in wish.split(","))
+
+
+def _kind_of(rows: Dataset, text_columns: Sequence[str], labels: tuple[str, ...]) -> TaskKind:
+    """What the types of the columns say; `infer_label_names` checks the values."""
+    feature = rows.features[labels[0]]
+    if len(labels) > 1:
+        return "multi_label_classification"
+    if is_answers(feature):
+        return "question_answering"
+    if list_item(rows.features[text_columns[0]]) is not None:
+        return "token_classification"
+    if list_item(feature) is not None:
+        return "multi_label_classification"
+    if str(getattr(feature, "dtype", feature)).startswith("float"):
+        return "regression"
+    return "single_label_classification"
+
+
+def _usual_metrics(kind: TaskKind, names: tuple[str, ...] | None) -> tuple[str, ...]:
+    if kind == "single_label_classification" and len(names or ()) == 2:
+        return ("accuracy", "f1")
+    if kind == "token_classification" and not are_entity_tags(names or ()):
+        return ("accuracy",)
+    return KINDS[kind].metrics
 
 
 def _read_table(path: Path) -> Dataset:
@@ -133,90 +192,3 @@ def _train_rows(dataset: DatasetDict, columns: list[str]) -> Dataset:
             "columns as the file does, and check that a CSV or TSV file has its header line."
         )
     return rows
-
-
-def _infer_label_names(
-    rows: Dataset, column: str, label_names: Sequence[str] | None
-) -> tuple[str, ...] | None:
-    feature, values = rows.features[column], _distinct(rows, column)
-    stored = str(getattr(feature, "dtype", feature))
-    if stored.startswith("float"):
-        if label_names is None:
-            return None
-        raise ValueError(
-            f"Column {column!r}: expected class ids or names for label_names {list(label_names)}, "
-            f"got {stored}. Real numbers make a regression. Cast the column to int64, or leave "
-            "label_names out."
-        )
-    if label_names is None:
-        label_names = (
-            feature.names if isinstance(feature, ClassLabel) else _class_names(values, column)
-        )
-    return _check_label_names(tuple(label_names), column)
-
-
-def _distinct(rows: Dataset, column: str) -> list[Any]:
-    """The values that occur in the column, of which none is missing."""
-    if not isinstance(rows.features[column], (Value, ClassLabel)):
-        raise ValueError(
-            f"Column {column!r}: expected numbers, class names or booleans, got "
-            f"{rows.features[column]}. There is no loss for it here. Choose another label_column."
-        )
-    # Dataset.unique writes a flattened copy of a split that was selected or shuffled.
-    labels = rows.select_columns([column]).with_format("arrow")[:][column]
-    if labels.null_count:
-        raise ValueError(
-            f"Split 'train', column {column!r}, row {labels.to_pylist().index(None)}: expected a "
-            "label, got None. In a CSV file an empty cell also turns class ids into real numbers, "
-            "and the classification into a regression. Drop or label the row."
-        )
-    return labels.unique().to_pylist()
-
-
-def _class_names(values: list[Any], column: str) -> list[str]:
-    if all(isinstance(value, bool) for value in values):
-        return ["false", "true"]
-    if all(isinstance(value, int) for value in values):
-        if sorted(values) == list(range(len(values))):
-            return [str(value) for value in sorted(values)]
-        raise ValueError(
-            f"Column {column!r}: expected class ids 0..{len(values) - 1} without gaps, got "
-            f"{sorted(values)[:20]}. The loss takes ids as positions among the logits. Renumber "
-            "them, write them as words, give label_names for every id, or write them as real "
-            "numbers (1.0) for a regression."
-        )
-    if all(isinstance(value, str) for value in values):
-        if sum(map(_is_real_number, values)) * 2 > len(values):
-            raise ValueError(
-                f"Column {column!r}: expected class names, got numbers stored as text, such as "
-                f"{next(filter(_is_real_number, values))!r}. Every number would become a class. "
-                "Cast the column to float64, and correct the cells that are no numbers."
-            )
-        return sorted(values)
-    raise ValueError(
-        f"Column {column!r}: expected numbers, class names or booleans, got "
-        f"{type(values[0]).__name__}. There is no loss for it here. Choose another label_column."
-    )
-
-
-def _is_real_number(text: str) -> bool:
-    """Whether `text` is a number but no class id.
-
-    >>> _is_real_number("0.5"), _is_real_number("3"), _is_real_number("spam")
-    (True, False, False)
-    """
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return not text.strip().lstrip("+-").isdigit()
-
-
-def _check_label_names(names: tuple[str, ...], column: str) -> tuple[str, ...]:
-    if len(names) < 2 or len(set(names)) < len(names):
-        raise ValueError(
-            f"Column {column!r}: expected at least two different classes, got {list(names)}. A "
-            "model of one class learns nothing, and equal names cannot be told apart. Check the "
-            "label column or label_names."
-        )
-    return names

@@ -30,6 +30,7 @@ from kdnlp.data.synthetic import (
 )
 
 TASKS = sorted(SYNTHETIC_TASKS)
+TEXT_TASKS = sorted(name for name in TASKS if "label" in SYNTHETIC_TASKS[name].label_columns)
 GOOD = {"brilliant", "charming", "clever", "funny", "gripping", "lively", "moving", "superb"}
 FLIPS = {"not", "never", "hardly", "far", "nobody", "denied"}
 
@@ -124,11 +125,13 @@ def test_a_longer_train_split_leaves_validation_and_its_prefix_alone(task: str) 
 @pytest.mark.parametrize("task", TASKS)
 def test_no_text_leaks_from_train_to_validation(task: str) -> None:
     splits = generate(task, 3000, 1000)
+    # A question may come up again, about another context.
+    columns = [name for name in SYNTHETIC_TASKS[task].text_columns if name != "question"]
     texts = {
-        name: {row[column] for row in split for column in SYNTHETIC_TASKS[task].text_columns}
+        name: {str(row[column]) for row in split for column in columns}
         for name, split in splits.items()
     }
-    assert len(texts["train"]) == 3000 * len(SYNTHETIC_TASKS[task].text_columns)
+    assert len(texts["train"]) == 3000 * len(columns)
     assert texts["train"].isdisjoint(texts["validation"])
 
 
@@ -238,7 +241,7 @@ def reload_beside_a_model(folder: Path) -> PreTrainedTokenizerFast:
 
 def test_the_saved_tokenizer_knows_every_word_and_marks_the_pair(tmp_path: Path) -> None:
     built, loaded = build_tokenizer(), reload_beside_a_model(tmp_path)
-    for task in SYNTHETIC_TASKS.values():
+    for task in map(SYNTHETIC_TASKS.get, TEXT_TASKS):
         rows = generate(task, 1500, 10)["train"]
         texts = [text for column in task.text_columns for text in rows[column]]
         ids = loaded(texts)["input_ids"]
