@@ -4,15 +4,10 @@ import copy
 from collections.abc import Mapping
 
 from datasets import Dataset
-from transformers import (
-    DataCollatorWithPadding,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    Trainer,
-    TrainingArguments,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
+from kdnlp.data.preparation import build_collator
 from kdnlp.data.task import Task
 from kdnlp.evaluation.metrics import build_compute_metrics
 from kdnlp.models.precision import restore_forward, wrapped_forward
@@ -43,19 +38,17 @@ def evaluate_model(
     # A full half-precision evaluation would cast the caller's model for good.
     quiet.bf16_full_eval = quiet.fp16_full_eval = False
     quiet.eval_strategy = IntervalStrategy.NO  # a schedule of evaluations asks for an eval_dataset
+    # Grouping by length would shuffle the rows, and answers are looked up row by row.
+    quiet.train_sampling_strategy = "random"
     wrapped = wrapped_forward(model)
-    trainer = Trainer(
-        model,
-        quiet,
-        data_collator=DataCollatorWithPadding(tokenizer),
-        compute_metrics=build_compute_metrics(task),
-    )
+    trainer = Trainer(model, quiet, data_collator=build_collator(task, tokenizer))
     # Else the stock loss is multiplied by the number of processes.
     trainer.model_accepts_loss_kwargs = False
     names = (*task.metrics, "score", "loss")
     results = {}
     with evaluating(model):
         for split in task.eval_splits:
+            trainer.compute_metrics = build_compute_metrics(task, splits[split])
             values = trainer.evaluate(splits[split])
             results[split] = {name: float(values[f"eval_{name}"]) for name in names}
     restore_forward(model, wrapped)

@@ -52,6 +52,7 @@ def describe_run(trainer: CompressionTrainer, task: Task, **more: Any) -> dict[s
         "device": args.device.type,
         "seed": args.seed,
         "selected_on": args.metric_for_best_model if args.load_best_model_at_end else None,
+        "task_kind": task.kind,
         "text_columns": list(task.text_columns),
         "label_names": list(task.label_names or ()),
         "max_length": task.max_length,
