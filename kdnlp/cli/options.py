@@ -17,8 +17,8 @@ class DataOptions:
         default=None,
         metadata={
             "help": "A GLUE task (cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli), a built-in "
-            "one (synthetic_sentiment, synthetic_paraphrase, synthetic_similarity), or a name for "
-            "your own data."
+            "one (synthetic_sentiment, synthetic_paraphrase, synthetic_similarity, "
+            "synthetic_entities, synthetic_answers), or a name for your own data."
         },
     )
     data_dir: str | None = field(
@@ -34,10 +34,19 @@ class DataOptions:
         metadata={"help": "The same for validation; without it, a tenth of the training rows."},
     )
     text_columns: list[str] | None = field(
-        default=None, metadata={"help": "One column with the text, or two for a pair."}
+        default=None,
+        metadata={
+            "help": "One column with the text, or two for a pair. For tagging, the column with the "
+            "lists of words (tokens); for question answering, question context."
+        },
     )
     label_column: str = field(
-        default="label", metadata={"help": "Column with class names, class ids or a number."}
+        default="label",
+        metadata={
+            "help": "Column with class names, class ids or a number. Lists of classes make a "
+            "multi-label task (genres), and so do several columns of 0 and 1 (a,b,c). Beside lists "
+            "of words, lists of tags (tags); beside question and context, SQuAD's answers."
+        },
     )
     max_length: int | None = field(
         default=None, metadata={"help": "Most tokens an example may have; default the task's."}

@@ -10,12 +10,12 @@ from typing import Any
 
 from datasets import DatasetDict
 from rich.console import Console
-from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from kdnlp.arguments import CompressionTrainingArguments
 from kdnlp.cli.options import DataOptions
 from kdnlp.data.glue import GLUE_TASKS, load_glue_raw
-from kdnlp.data.preparation import prepare
+from kdnlp.data.preparation import build_collator, prepare
 from kdnlp.data.synthetic import SYNTHETIC_TASKS, generate
 from kdnlp.data.tables import infer_task, read_tables
 from kdnlp.data.task import Task
@@ -69,8 +69,8 @@ def load_task(options: DataOptions, seed: int) -> tuple[Task, DatasetDict]:
             )
         if not options.text_columns:
             raise ValueError(
-                "--train_file needs --text_columns, got none. Name the column with the text, or "
-                "the two with the pair."
+                "--train_file needs --text_columns, got none. Name the column with the text or "
+                "the words, or the two with the pair, or with question and context."
             )
         # Split alike in every run: a predecessor must not have trained on validation rows.
         rows = read_tables(options.train_file, options.validation_file)
@@ -101,12 +101,13 @@ def trainer_inputs(
     """The tokenised splits, and what every trainer of the run is given."""
     with args.main_process_first(desc="tokenising"):
         splits = prepare(rows, task, tokenizer, options.max_length)
+    measured = splits[task.eval_splits[0]]
     return splits, {
         "train_dataset": splits[task.train_split],
-        "eval_dataset": splits[task.eval_splits[0]],
+        "eval_dataset": measured,
         "processing_class": tokenizer,
-        "data_collator": DataCollatorWithPadding(tokenizer),
-        "compute_metrics": build_compute_metrics(task),
+        "data_collator": build_collator(task, tokenizer),
+        "compute_metrics": build_compute_metrics(task, measured),
     }
 
 

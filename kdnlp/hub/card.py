@@ -6,6 +6,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from kdnlp.data.glue import HUB_DATASET
+from kdnlp.data.preparation import KINDS
 from kdnlp.evaluation.report import CompressionReport, ModelAccount
 from kdnlp.evaluation.tables import markdown_table, report_rows, setting_line
 
@@ -41,7 +42,7 @@ def build_card(
         base_model_relation="finetune" if on_hub else None,
         library_name="transformers",
         license=license,
-        pipeline_tag="text-classification",
+        pipeline_tag=KINDS[run["task_kind"]].pipeline_tag,
         tags=["kdnlp", run["method"]],
         datasets=[run["dataset"]] if run["dataset"] else None,
         metrics=list(report.metric_names),
@@ -57,9 +58,9 @@ def build_card(
         table=markdown_table(("", *(m.name for m in report.models)), report_rows(report)),
         setting=setting_line(report),
         eval_splits=list(report[name].metrics),
-        seed=run["seed"],
-        selected_on=run["selected_on"],
+        run=run,
         baseline="baseline" if any(m.name == "baseline" for m in report.models) else None,
+        auto_class=KINDS[run["task_kind"]].auto_class,
         labels=run["label_names"],
         inputs=_inputs(run),
         arguments=_argument_rows(run),
@@ -90,7 +91,7 @@ def _eval_results(model: ModelAccount, report: CompressionReport) -> list[EvalRe
     dataset = report.run["dataset"]
     return [
         EvalResult(
-            task_type="text-classification",
+            task_type=KINDS[report.run["task_kind"]].pipeline_tag,
             dataset_type=dataset or report.task,
             dataset_name=f"GLUE {report.task}" if dataset == HUB_DATASET else report.task,
             dataset_config=report.task if dataset else None,
@@ -111,7 +112,9 @@ def _argument_rows(run: dict[str, Any]) -> list[tuple[str, Any]]:
 
 
 def _inputs(run: dict[str, Any]) -> str:
+    kind = KINDS[run["task_kind"]]
     columns = " and ".join(f"`{column}`" for column in run["text_columns"])
-    call = "tokenizer(first, second)" if len(run["text_columns"]) == 2 else "tokenizer(text)"
-    meaning = "" if run["label_names"] else " The only logit is the predicted number."
-    return f"Input: {columns}, as `{call}`, cut at {run['max_length']} tokens in training.{meaning}"
+    two_texts = len(run["text_columns"]) == 2
+    call = kind.call or ("tokenizer(first, second)" if two_texts else "tokenizer(text)")
+    cut = f"Input: {columns}, as `{call}`, cut at {run['max_length']} tokens in training."
+    return f"{cut} {kind.answer}".strip()

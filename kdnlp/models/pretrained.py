@@ -6,15 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import transformers
 from transformers import (
     AutoConfig,
-    AutoModelForSequenceClassification,
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
+from kdnlp.data.preparation import KINDS
 from kdnlp.data.task import Task
 from kdnlp.models.alignment import has_generic_labels, label_names
 from kdnlp.models.ensemble import Average, TeacherEnsemble, Weights
@@ -49,12 +50,12 @@ def load_finetuned(
         The model, in eval mode, and the tokenizer.
 
     Raises:
-        ValueError: if it has no trained classification head, or other labels than the task.
+        ValueError: if it has no trained head for this kind of task, or other labels than the task.
     """
     name = _check_folder(os.fspath(name_or_path))
     config = AutoConfig.from_pretrained(name, **_hub_options(kwargs))
     _check_labels(config, task, name)
-    model, loading = AutoModelForSequenceClassification.from_pretrained(
+    model, loading = _auto_class(task).from_pretrained(
         name, output_loading_info=True, **{"dtype": torch.float32, **kwargs}
     )
     untrained = sorted({*loading["missing_keys"], *(k[0] for k in loading["mismatched_keys"])})
@@ -77,7 +78,7 @@ def load_finetuned(
 def load_for_finetuning(
     name_or_path: str | os.PathLike[str], task: Task, **kwargs: Any
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a pretrained encoder with a head for the task; a new head starts at random.
+    """Load a pretrained model with a head for the task; a new head starts at random.
 
     Args:
         name_or_path: a Hub id or a folder. A head for the same number of labels is kept.
@@ -89,7 +90,7 @@ def load_for_finetuning(
     """
     name = _check_folder(os.fspath(name_or_path))
     # A head for another number of labels is replaced; transformers reports what starts fresh.
-    model = AutoModelForSequenceClassification.from_pretrained(
+    model = _auto_class(task).from_pretrained(
         name,
         ignore_mismatched_sizes=True,
         **head_config(task),
@@ -136,12 +137,13 @@ def load_ensemble(
 
 def head_config(task: Task) -> dict[str, Any]:
     """The configuration fields that give a model the task's labels and loss."""
+    problem_type = {"problem_type": KINDS[task.kind].problem_type}
     if task.label_names is None:
-        return {"num_labels": 1, "problem_type": "regression"}
+        return {"num_labels": task.num_labels, **problem_type}
     return {
         "id2label": dict(enumerate(task.label_names)),
         "label2id": {name: number for number, name in enumerate(task.label_names)},
-        "problem_type": "single_label_classification",
+        **problem_type,
     }
 
 
@@ -158,6 +160,10 @@ def in_model_order(task: Task, config: PretrainedConfig) -> Task:
     by_name = {name.lower(): name for name in task.label_names}
     ordered = tuple(by_name[name] for name in theirs)
     return task if ordered == task.label_names else task.with_label_order(ordered)
+
+
+def _auto_class(task: Task) -> Any:
+    return getattr(transformers, KINDS[task.kind].auto_class)
 
 
 def _matching_tokenizer(
@@ -183,9 +189,15 @@ def _check_folder(name: str) -> str:
 
 
 def _check_labels(config: PretrainedConfig, task: Task, name: str) -> None:
-    theirs = label_names(config)
+    theirs, problem = label_names(config), getattr(config, "problem_type", None)
     if len(theirs) != task.num_labels:
         raise _other_labels(theirs, task, name)
+    if problem not in (None, KINDS[task.kind].problem_type):
+        raise ValueError(
+            f"{name} is not fine-tuned on {task.name}: expected a model for {task.kind}, got one "
+            f"for {problem}. Its logits mean something else. "
+            f"{_NEXT_STEP.format(name=name, task=task.name)}"
+        )
     if task.label_names is None:
         return
     expected = sorted(label.lower() for label in task.label_names)
@@ -194,9 +206,10 @@ def _check_labels(config: PretrainedConfig, task: Task, name: str) -> None:
 
 
 def _other_labels(theirs: list[str], task: Task, name: str) -> ValueError:
-    expected = "one number (regression)" if task.label_names is None else task.label_names
+    unnamed = {"regression": "one number (regression)", "question_answering": "start and end"}
     return ValueError(
-        f"{name} is not fine-tuned on {task.name}: expected the labels {expected}, got "
+        f"{name} is not fine-tuned on {task.name}: expected the labels "
+        f"{unnamed.get(task.kind, task.label_names)}, got "
         f"{len(theirs)}: {', '.join(theirs)}. Its answers mean something else than the task's "
         f"labels. {_NEXT_STEP.format(name=name, task=task.name)}"
     )
