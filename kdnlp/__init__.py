@@ -19,7 +19,12 @@ _HOMES = {
     "add_teacher_inputs": "data.collation",
     "GLUE_TASKS": "data.glue",
     "load_glue": "data.glue",
+    "KINDS": "data.preparation",
+    "build_collator": "data.preparation",
+    "check_dataset": "data.preparation",
     "prepare": "data.preparation",
+    "SYNTHETIC_TASKS": "data.synthetic",
+    "generate": "data.synthetic",
     "infer_task": "data.tables",
     "read_tables": "data.tables",
     "Task": "data.task",
@@ -64,6 +69,7 @@ _HOMES = {
     "CompressionTrainer": "trainers.base",
     "DistillationTrainer": "trainers.distillation",
     "TheseusTrainer": "trainers.theseus",
+    "find_answers": "evaluation.answers",
     "build_compute_metrics": "evaluation.metrics",
     "evaluate_model": "evaluation.evaluate",
     "describe_run": "evaluation.run",
@@ -85,10 +91,12 @@ if TYPE_CHECKING:
     from kdnlp.data.augmentation import augment_tokens
     from kdnlp.data.collation import TeacherInputsCollator, add_teacher_inputs
     from kdnlp.data.glue import GLUE_TASKS, load_glue
-    from kdnlp.data.preparation import prepare
+    from kdnlp.data.preparation import KINDS, build_collator, check_dataset, prepare
+    from kdnlp.data.synthetic import SYNTHETIC_TASKS, generate
     from kdnlp.data.tables import infer_task, read_tables
     from kdnlp.data.task import Task
     from kdnlp.data.word_replacement import replace_words
+    from kdnlp.evaluation.answers import find_answers
     from kdnlp.evaluation.evaluate import evaluate_model
     from kdnlp.evaluation.metrics import build_compute_metrics
     from kdnlp.evaluation.report import CompressionReport

@@ -7,13 +7,14 @@ python recipes/own_dataset.py --model google-bert/bert-base-uncased --train_file
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from transformers import DataCollatorWithPadding, set_seed
+from transformers import set_seed
 
 from kdnlp import (
     CompressionReport,
     CompressionTrainer,
     TheseusTrainer,
     TheseusTrainingArguments,
+    build_collator,
     build_compute_metrics,
     build_student,
     evaluate_model,
@@ -34,7 +35,12 @@ class Script:
         default=None, metadata={"help": "The same; default a tenth of the training rows."}
     )
     text_columns: list[str] = field(metadata={"help": "One column, or two for a pair of texts."})
-    label_column: str = field(default="label", metadata={"help": "Classes, ids or real numbers."})
+    label_column: str = field(
+        default="label",
+        metadata={
+            "help": "Classes, ids, real numbers, lists of classes, or columns a,b,c of 0, 1."
+        },
+    )
     num_layers: int = field(default=6, metadata={"help": "Blocks of the successor."})
     max_length: int = field(default=128, metadata={"help": "Most tokens an example has."})
 
@@ -43,8 +49,8 @@ def main(argv: list[str] | None = None) -> CompressionReport | None:
     script, args = parse_arguments((Script, TheseusTrainingArguments), argv, section="theseus")
     set_seed(args.seed)
 
-    # A table says by itself what its task is: class names or ids, or a number to predict. For a
-    # task that no table holds, build a kdnlp.Task and any DatasetDict with its columns.
+    # A table says by itself what its task is: a class, several classes, or a number to predict. For
+    # a task that no table holds, build a kdnlp.Task and any DatasetDict with its columns.
     rows = read_tables(script.train_file, script.validation_file)
     task = infer_task(rows, script.text_columns, script.label_column)
     task = replace(task, name=Path(script.train_file).stem, max_length=script.max_length)
@@ -55,8 +61,8 @@ def main(argv: list[str] | None = None) -> CompressionReport | None:
         "train_dataset": data["train"],
         "eval_dataset": data["validation"],
         "processing_class": tokenizer,
-        "data_collator": DataCollatorWithPadding(tokenizer),
-        "compute_metrics": build_compute_metrics(task),
+        "data_collator": build_collator(task, tokenizer),
+        "compute_metrics": build_compute_metrics(task, data["validation"]),
     }
     # 1. The predecessor: plain fine-tuning.
     first_args = args.for_baseline(str(Path(args.output_dir, "_predecessor")))
