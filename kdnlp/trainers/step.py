@@ -7,6 +7,7 @@ from typing import Any, cast
 import torch
 from accelerate.utils import convert_to_fp32
 from torch import nn
+from torch.utils.data import SequentialSampler
 from transformers import PreTrainedModel, Trainer
 
 from kdnlp.arguments import CompressionTrainingArguments, DistillationTrainingArguments
@@ -173,6 +174,10 @@ class WeightedLossTrainer(Trainer):
     ) -> Any:
         """Evaluate on the student's inputs alone."""
         return super().prediction_step(model, split_inputs(inputs)[0], *args, **kwargs)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        """In order, however training rows are drawn: answers are looked up row by row."""
+        return SequentialSampler(eval_dataset)
 
     def _set_signature_columns_if_needed(self) -> None:
         """Keep the teacher's columns of the training data, besides those that the model names."""

@@ -519,3 +519,33 @@ def test_a_push_in_mid_training_holds_neither_the_token_nor_the_losses(
     )
     trainer.train()
     assert pushed == [(None, [])] * pushes
+
+
+def test_rows_are_evaluated_in_order_when_training_groups_them_by_length(tmp_path):
+    seen = []
+
+    def metrics(prediction):
+        seen.append(prediction.label_ids.tolist())
+        return {}
+
+    ragged = tiny_dataset(12).map(
+        lambda row, i: {
+            "input_ids": row["input_ids"][: 2 + i % 5],
+            "attention_mask": row["attention_mask"][: 2 + i % 5],
+            "labels": i % 2,
+        },
+        with_indices=True,
+    )
+    options = {"eval_dataset": ragged, "compute_metrics": metrics, "data_collator": pad}
+    trainer = distillation(tmp_path, options=options, train_sampling_strategy="group_by_length")
+    trainer.evaluate()
+    assert seen == [ragged["labels"][:]]
+
+
+def pad(rows):
+    width = max(len(row["input_ids"]) for row in rows)
+    padded = {
+        name: torch.tensor([row[name] + [0] * (width - len(row[name])) for row in rows])
+        for name in ("input_ids", "attention_mask")
+    }
+    return {**padded, "labels": torch.tensor([row["labels"] for row in rows])}
