@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from transformers import PretrainedConfig
 
 from kdnlp.losses.base import (
+    ALL_TASKS,
     DistillationLoss,
     Outputs,
     check_class_logits,
@@ -92,6 +93,7 @@ class LogitsLoss(DistillationLoss):
     Source: Hinton, Vinyals, Dean 2015, arXiv 1503.02531.
     """
 
+    tasks = ALL_TASKS
     citation = """@article{hinton2015distilling,
   title={Distilling the Knowledge in a Neural Network},
   author={Hinton, Geoffrey and Vinyals, Oriol and Dean, Jeff},

@@ -43,9 +43,10 @@ def cite(bibtex: str) -> str:
 
 
 def _idea(loss: type[DistillationLoss]) -> str:
-    """The first sentence of the docstring, without code."""
+    """The first paragraph of the docstring, without the functions that it names."""
     assert loss.__doc__ is not None
-    return re.sub(r", by `\w+`| by `\w+`(?: or `\w+`)?", "", loss.__doc__.strip().splitlines()[0])
+    text = " ".join(loss.__doc__.strip().split("\n\n")[0].split())
+    return re.sub(r",? by `\w+`(?:(?:,| or) `\w+`)*", "", text)
 
 
 def _needs(name: str) -> str:

@@ -85,7 +85,14 @@ def test_type_checkers_see_the_names_that_python_loads():
     (block,) = (node for node in tree.body if isinstance(node, ast.If))
     assert ast.unparse(block.test) == "TYPE_CHECKING"
     seen = {alias.name: node.module for node in block.body for alias in node.names}
-    assert seen == {name: f"kdnlp.{home}" for name, home in kdnlp._HOMES.items()}
+    homes = {name: f"kdnlp.{home}" for name, home in kdnlp._HOMES.items()}
+    assert seen == homes, "a public name stands in _HOMES and under TYPE_CHECKING alike"
+
+
+def test_every_loss_has_a_public_name():
+    named = {loss.__name__ for loss in kdnlp.LOSSES.values()}
+    missing = named - set(kdnlp.__all__)
+    assert not missing, f"add {missing} to kdnlp/__init__.py: _HOMES and under TYPE_CHECKING"
 
 
 def test_completion_offers_the_public_names():

@@ -57,7 +57,9 @@ def test_accumulation_changes_neither_the_loss_nor_the_gradient_norm(row, tmp_pa
     for key in ("loss", "grad_norm", "loss_task"):
         one, accumulated = (history(trainer, key) for trainer in runs)
         assert len(one) == 6
-        assert one == pytest.approx(accumulated, rel=1e-4, abs=1e-6), key
+        assert one == pytest.approx(accumulated, rel=1e-4, abs=1e-6), (
+            f"{key}: check the loss's mask and unit, or set of_the_batch=True in LOSS_ROWS"
+        )
     assert max(history(runs[0], "grad_norm")) > 1e-3
 
 
