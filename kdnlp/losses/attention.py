@@ -6,6 +6,7 @@ import torch
 from transformers import PretrainedConfig
 
 from kdnlp.losses.base import masked_mean
+from kdnlp.losses.citations import MINILM, TINYBERT
 from kdnlp.losses.layer_map import LayerMap
 from kdnlp.losses.logits import kl_terms
 from kdnlp.losses.mapped import MappedLoss
@@ -52,7 +53,23 @@ def attention_kl(
     return masked_mean(divergence.sum(-1).mean(1), mask)
 
 
-class AttentionScoresLoss(MappedLoss):
+class HeadwiseLoss(MappedLoss):
+    """A comparison of attention head by head, summed over mapped layers.
+
+    Raises:
+        ValueError: before training, if the numbers of heads differ.
+    """
+
+    def prepare(
+        self, student: PretrainedConfig, teacher: PretrainedConfig | None, task: str
+    ) -> None:
+        """Find the layers, and check that the heads can be compared one by one."""
+        super().prepare(student, teacher, task)
+        assert teacher is not None
+        check_heads(type(self).__name__, student, teacher)
+
+
+class AttentionScoresLoss(HeadwiseLoss):
     """Attention scores before the softmax by `attention_mse`, summed over mapped layers.
 
     Reads `scores`, with any rotary embedding and without the mask: entries of padding do not
@@ -67,21 +84,7 @@ class AttentionScoresLoss(MappedLoss):
 
     field = "scores"
     needs = frozenset({"scores"})
-    citation = """@inproceedings{jiao2020tinybert,
-  title={{TinyBERT}: Distilling {BERT} for Natural Language Understanding},
-  author={Jiao, Xiaoqi and Yin, Yichun and Shang, Lifeng and Jiang, Xin and Chen, Xiao and
-    Li, Linlin and Wang, Fang and Liu, Qun},
-  booktitle={Findings of EMNLP},
-  year={2020}
-}"""
-
-    def prepare(
-        self, student: PretrainedConfig, teacher: PretrainedConfig | None, task: str
-    ) -> None:
-        """Find the layers, and check that the heads can be compared one by one."""
-        super().prepare(student, teacher, task)
-        assert teacher is not None
-        _check_heads(type(self).__name__, student, teacher)
+    citation = TINYBERT
 
     def compare(
         self, student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor | None, layer: int
@@ -90,7 +93,7 @@ class AttentionScoresLoss(MappedLoss):
         return attention_mse(student, teacher, mask)
 
 
-class AttentionLoss(MappedLoss):
+class AttentionLoss(HeadwiseLoss):
     """Attention probabilities by `attention_kl` or `attention_mse`, summed over mapped layers.
 
     Reads `attentions`, before dropout. Student and teacher need the same number of heads;
@@ -107,27 +110,13 @@ class AttentionLoss(MappedLoss):
 
     field = "attentions"
     needs = frozenset({"attentions"})
-    citation = """@inproceedings{wang2020minilm,
-  title={{MiniLM}: Deep Self-Attention Distillation for Task-Agnostic Compression of Pre-Trained
-    Transformers},
-  author={Wang, Wenhui and Wei, Furu and Dong, Li and Bao, Hangbo and Yang, Nan and Zhou, Ming},
-  booktitle={Advances in Neural Information Processing Systems},
-  year={2020}
-}"""
+    citation = MINILM
 
     def __init__(self, layer_map: LayerMap = "uniform", distance: Distance = "kl") -> None:
         super().__init__(layer_map)
         if distance not in ("kl", "mse"):
             raise ValueError(f'distance must be "kl" or "mse", got {distance!r}.')
         self.distance = distance
-
-    def prepare(
-        self, student: PretrainedConfig, teacher: PretrainedConfig | None, task: str
-    ) -> None:
-        """Find the layers, and check that the heads can be compared one by one."""
-        super().prepare(student, teacher, task)
-        assert teacher is not None
-        _check_heads(type(self).__name__, student, teacher)
 
     def compare(
         self, student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor | None, layer: int
@@ -141,7 +130,8 @@ class AttentionLoss(MappedLoss):
         return {**super().config(), "distance": self.distance}
 
 
-def _check_heads(loss: str, student: PretrainedConfig, teacher: PretrainedConfig) -> None:
+def check_heads(loss: str, student: PretrainedConfig, teacher: PretrainedConfig) -> None:
+    """Raise `ValueError` unless both models have as many attention heads."""
     ours, theirs = student.num_attention_heads, teacher.num_attention_heads
     if ours != theirs:
         raise ValueError(

@@ -12,11 +12,15 @@ Reduce = Callable[[torch.Tensor], torch.Tensor]
 class LossBalancer(nn.Module):
     """Factors on the losses of a step, beside the weights that the arguments give.
 
+    Attributes:
+        learning_rate: of its own parameters, at the start; `None` if it has none.
+
     Args:
         names: the losses of the run.
     """
 
     citation: ClassVar[str] = ""
+    learning_rate: ClassVar[float | None] = None
 
     def __init__(self, names: Sequence[str]) -> None:
         super().__init__()
@@ -46,8 +50,10 @@ class LossBalancer(nn.Module):
 class UncertaintyBalancer(LossBalancer):
     """`sum of w * (exp(-s) * L + s)`, with one learned `s` a loss, which starts at 0.
 
-    At the minimum over `s` the factor `exp(-s)` is one over the loss: what is still large counts
-    less. Losses must be at least 0, and one that reaches 0 takes its factor to infinity.
+    The `s` have a learning rate of their own, `learning_rate`, and no weight decay: at that of a
+    fine-tuning they would hardly move. At the minimum over `s` the factor `exp(-s)` is one over the
+    loss: what is still large counts less. Losses must be at least 0, and one that reaches 0 takes
+    its factor to infinity.
 
     Source: Kendall, Gal, Cipolla 2018, "Multi-Task Learning Using Uncertainty to Weigh Losses for
     Scene Geometry and Semantics", CVPR, arXiv 1705.07115, section 3.2, without the constant 1/2.
@@ -59,6 +65,8 @@ class UncertaintyBalancer(LossBalancer):
   booktitle={IEEE/CVF Conference on Computer Vision and Pattern Recognition},
   year={2018}
 }"""
+
+    learning_rate = 1e-2
 
     def __init__(self, names: Sequence[str]) -> None:
         super().__init__(names)
@@ -111,7 +119,9 @@ class GradientNormBalancer(LossBalancer):
         """The sum of one micro-batch; see the class."""
         norms = reduce(torch.stack([_norm(loss, reference) for loss in losses.values()]))
         # A loss without a gradient has nothing to balance, and a factor of 1.
-        known = norms > 0
+        # So has one that weighs nothing, whose norm would set a scale for the others.
+        weighs = torch.tensor([weights[name] > 0 for name in losses], device=norms.device)
+        known = (norms > 0) & weighs
         mean = torch.where(known, norms, 0.0).sum() / known.sum().clamp(min=1)
         scales = torch.where(known, mean / norms.clamp(min=torch.finfo(norms.dtype).tiny), 1.0)
         factors = dict(zip(losses, scales, strict=True))

@@ -31,6 +31,8 @@ class DistillationLoss(nn.Module):
     Attributes:
         needs: the fields of the models' outputs that `forward` reads, out of `FIELDS`.
         needs_teacher: `False` for a loss that reads the student and the labels alone.
+        reads_probabilities: whether what it reads of the teacher's logits is their softmax, so that
+            the largest ones and the mass of the others are enough.
         tasks: the kinds of task for which it makes sense, out of `TASK_KINDS`.
         unit: what it is a mean over, out of `UNITS`: examples (`"rows"`), predictions that count
             (`"items"`), or attended positions (`"tokens"`). The trainer weighs by it, so that the
@@ -42,6 +44,7 @@ class DistillationLoss(nn.Module):
 
     needs: frozenset[str] = frozenset({"logits"})
     needs_teacher: ClassVar[bool] = True
+    reads_probabilities: ClassVar[bool] = False
     tasks: ClassVar[frozenset[str]] = ALL_TASKS
     unit: ClassVar[str] = UNITS[1]
     citation: ClassVar[str] = ""

@@ -27,6 +27,7 @@ class ClassLogitsLoss(DistillationLoss):
     """
 
     tasks = CHOICE_TASKS
+    reads_probabilities = True
 
     def __init__(self, temperature: float | None = None) -> None:
         super().__init__()

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from kdnlp.losses.base import Outputs, check_class_logits, masked_mean
+from kdnlp.losses.class_labels import read_labels
 from kdnlp.losses.class_logits import ClassLogitsLoss
 from kdnlp.losses.logits import kl_terms
 
@@ -83,19 +84,15 @@ class DecoupledLoss(ClassLogitsLoss):
         self, student: Outputs, teacher: Outputs, batch: Mapping[str, torch.Tensor]
     ) -> torch.Tensor:
         """The loss of one batch; see the class."""
-        if "labels" not in batch:
-            raise ValueError(
-                "DecoupledLoss needs the labels, got a batch without. It treats the true class "
-                "apart; for unlabelled data use LogitsLoss."
-            )
+        labels, mask = read_labels(batch, type(self).__name__)
         return decoupled_kl(
             student["logits"],
             teacher["logits"],
-            batch["labels"],
+            labels,
             self.alpha,
             self.beta,
             self.fixed_temperature or self.temperature,
-            batch.get("item_mask"),
+            mask,
         )
 
     def config(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import torch
 from transformers import PretrainedConfig
 
 from kdnlp.losses.base import Layers, Outputs, masked_mean
+from kdnlp.losses.citations import TINYBERT
 from kdnlp.losses.layer_map import LayerMap
 from kdnlp.losses.mapped import ProjectedLoss
 
@@ -46,13 +47,7 @@ class HiddenLoss(ProjectedLoss):
     Pruning Learns Compact and Accurate Models", ACL, arXiv 2204.00408, section 3.2.
     """
 
-    citation = """@inproceedings{jiao2020tinybert,
-  title={{TinyBERT}: Distilling {BERT} for Natural Language Understanding},
-  author={Jiao, Xiaoqi and Yin, Yichun and Shang, Lifeng and Jiang, Xin and Chen, Xiao and
-    Li, Linlin and Wang, Fang and Liu, Qun},
-  booktitle={Findings of EMNLP},
-  year={2020}
-}"""
+    citation = TINYBERT
 
     def __init__(self, layer_map: LayerMap = "uniform", projection: bool | None = None) -> None:
         self.dynamic = layer_map == "dynamic"
@@ -62,10 +57,11 @@ class HiddenLoss(ProjectedLoss):
         self, student: PretrainedConfig, teacher: PretrainedConfig | None, task: str
     ) -> None:
         """Find the layers, and make one shared projection where layers are matched as they run."""
+        if self.dynamic and "shared" in self.projections:
+            self.projections = torch.nn.ModuleDict({"1": self.projections["shared"]})
         super().prepare(student, teacher, task)
         if self.dynamic and self.projections:
-            shared = next(iter(self.projections.values()))
-            self.projections = torch.nn.ModuleDict({"shared": shared})
+            self.projections = torch.nn.ModuleDict({"shared": self.projections["1"]})
 
     def project(self, student: torch.Tensor, layer: int) -> torch.Tensor:
         """The student's hidden states of a layer in the teacher's width."""

@@ -1,6 +1,6 @@
 """Which layer of the student learns from which layer of the teacher."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 NAMED_MAPS = ("uniform", "skip", "last")
 
@@ -8,7 +8,11 @@ LayerMap = str | Mapping[int, int]
 
 
 def resolve_layer_map(
-    layer_map: LayerMap, num_student: int, num_teacher: int, first: int = 1
+    layer_map: LayerMap,
+    num_student: int,
+    num_teacher: int,
+    first: int = 1,
+    slot_ends: Sequence[int] | None = None,
 ) -> dict[int, int]:
     """The teacher's layer for each of the student's that learns.
 
@@ -32,12 +36,16 @@ def resolve_layer_map(
         num_student: blocks of the student, M.
         num_teacher: blocks of the teacher, N.
         first: the lowest layer that there is: 0 for hidden states, 1 for what is inside a block.
+        slot_ends: under BERT-of-Theseus, the predecessor's block at which each slot ends: what a
+            successor block stands for, and so what it learns by `"uniform"` and `"skip"`.
 
     Raises:
         ValueError: if the name is unknown, or a layer does not exist, or none is left.
     """
     if isinstance(layer_map, str):
         resolved = _named(layer_map, num_student, num_teacher, first)
+        if slot_ends is not None and layer_map != "last":
+            resolved = {i: slot_ends[i - 1] if i else 0 for i in resolved}
     else:
         resolved = {int(ours): int(theirs) for ours, theirs in layer_map.items()}
     wrong = {

@@ -94,6 +94,7 @@ class LogitsLoss(DistillationLoss):
     """
 
     tasks = ALL_TASKS
+    reads_probabilities = True
     citation = """@article{hinton2015distilling,
   title={Distilling the Knowledge in a Neural Network},
   author={Hinton, Geoffrey and Vinyals, Oriol and Dean, Jeff},
@@ -109,22 +110,23 @@ class LogitsLoss(DistillationLoss):
             check_temperature(temperature)
         self.fixed_temperature = temperature
         self.problem_type = problem_type
+        self.prepared_type: ProblemType | None = None
 
     def prepare(
         self, student: PretrainedConfig, teacher: PretrainedConfig | None, task: str
     ) -> None:
         """Take the problem type from the student's configuration, where it is set."""
         super().prepare(student, teacher, task)
-        if self.problem_type is None:
-            own = task in SEQUENCE_TASKS
-            self.problem_type = student.problem_type if own else "single_label_classification"
+        own = task in SEQUENCE_TASKS
+        self.prepared_type = student.problem_type if own else "single_label_classification"
 
     def forward(
         self, student: Outputs, teacher: Outputs, batch: Mapping[str, torch.Tensor]
     ) -> torch.Tensor:
         """The loss of one batch; see the class."""
         temperature = self.fixed_temperature or self.temperature
-        problem_type = self.problem_type or _infer_problem_type(student["logits"], batch)
+        known = self.problem_type or self.prepared_type
+        problem_type = known or _infer_problem_type(student["logits"], batch)
         if problem_type == "regression":
             check_logits(student["logits"], teacher["logits"], temperature)
             return F.mse_loss(student["logits"], teacher["logits"])
@@ -135,7 +137,8 @@ class LogitsLoss(DistillationLoss):
 
     def config(self) -> dict[str, Any]:
         """The fixed temperature, if any, and the problem type."""
-        return {"temperature": self.fixed_temperature, "problem_type": self.problem_type}
+        problem_type = self.problem_type or self.prepared_type
+        return {"temperature": self.fixed_temperature, "problem_type": problem_type}
 
 
 def _infer_problem_type(logits: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> ProblemType:

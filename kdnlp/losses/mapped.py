@@ -30,6 +30,7 @@ class MappedLoss(DistillationLoss):
         super().__init__()
         self.layer_map = layer_map
         self.mapped: dict[int, int] = {}
+        self.slot_ends: list[int] | None = None  # set by TheseusTrainer, whose cut decides
 
     def prepare(
         self, student: PretrainedConfig, teacher: PretrainedConfig | None, task: str
@@ -39,7 +40,7 @@ class MappedLoss(DistillationLoss):
         assert teacher is not None
         first = 0 if self.field == "hidden_states" else 1
         counts = student.num_hidden_layers, teacher.num_hidden_layers
-        self.mapped = resolve_layer_map(self.layer_map, *counts, first)
+        self.mapped = resolve_layer_map(self.layer_map, *counts, first, self.slot_ends)
 
     def layers(self) -> dict[str, Layers]:
         """The mapped layers of the field."""
@@ -100,9 +101,13 @@ class ProjectedLoss(MappedLoss):
                 "of the teacher. Their hidden states cannot be compared number by number; leave "
                 "projection out to learn a map between them."
             )
-        if self.projection or widths[0] != widths[1]:
-            for layer in self.mapped:
-                self._add_projection(str(layer), *widths)
+        project = self.projection or widths[0] != widths[1]
+        names = [str(layer) for layer in self.mapped] if project else []
+        # One that no layer uses would be a parameter without a gradient.
+        for name in set(self.projections) - set(names):
+            del self.projections[name]
+        for name in names:
+            self._add_projection(name, *widths)
 
     def project(self, student: torch.Tensor, layer: int) -> torch.Tensor:
         """The student's hidden states of a layer in the teacher's width."""

@@ -5,7 +5,9 @@ from typing import Any, ClassVar
 
 from transformers import PretrainedConfig
 
+from kdnlp.losses.attention import check_heads
 from kdnlp.losses.base import ENCODED_TASKS
+from kdnlp.losses.citations import MINILM
 from kdnlp.losses.relation import RelationLoss
 
 PLAIN_ATTENTION = frozenset(
@@ -48,13 +50,7 @@ class MiniLMLoss(RelationLoss):
     Task-Agnostic Compression of Pre-Trained Transformers", NeurIPS, arXiv 2002.10957.
     """
 
-    citation = """@inproceedings{wang2020minilm,
-  title={{MiniLM}: Deep Self-Attention Distillation for Task-Agnostic Compression of Pre-Trained
-    Transformers},
-  author={Wang, Wenhui and Wei, Furu and Dong, Li and Bao, Hangbo and Yang, Nan and Zhou, Ming},
-  booktitle={Advances in Neural Information Processing Systems},
-  year={2020}
-}"""
+    citation = MINILM
 
     tasks = ENCODED_TASKS - {"causal_lm"}
     kinds: ClassVar[Mapping[str, tuple[str, str]]] = {
@@ -73,13 +69,7 @@ class MiniLMLoss(RelationLoss):
         assert teacher is not None
         for model in (student, teacher):
             _check_attention(model)
-        heads = student.num_attention_heads, teacher.num_attention_heads
-        if heads[0] != heads[1]:
-            raise ValueError(
-                f"MiniLMLoss needs as many attention heads in the student as in the teacher, got "
-                f"{heads[0]} and {heads[1]}. Cut otherwise, queries and keys would not give the "
-                "models' attention; use RelationLoss, which needs no equal heads."
-            )
+        check_heads(type(self).__name__, student, teacher)
 
     def config(self) -> dict[str, Any]:
         """The two layers."""

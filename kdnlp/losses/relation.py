@@ -140,6 +140,8 @@ class RelationLoss(DistillationLoss):
             choose_layer(teacher, self.teacher_layer, "teacher_layer"),
         )
         self.teacher_heads = teacher.num_attention_heads
+        for config in (student, teacher):
+            _check_relation_heads(self.relation_heads, config)
 
     def layers(self) -> dict[str, Layers]:
         """The one block of each model that is read."""
@@ -192,6 +194,17 @@ def _log_relation(vectors: Vectors, heads: int, mask: torch.Tensor | None) -> to
     if mask is not None:
         scores = scores.masked_fill(~mask[:, None, None], torch.finfo(scores.dtype).min)
     return scores.log_softmax(-1)
+
+
+def _check_relation_heads(relation_heads: int | None, config: PretrainedConfig) -> None:
+    own = getattr(config, "head_dim", None) or getattr(config, "d_kv", None)
+    width = config.num_attention_heads * own if own else config.hidden_size
+    if relation_heads and width % relation_heads:
+        raise ValueError(
+            f"relation_heads must divide the width {width} of the {config.model_type} model's "
+            f"queries, got {relation_heads}. The last head would be smaller than the others; leave "
+            "it out for a number that fits."
+        )
 
 
 def _common_heads(student_width: int, teacher_width: int, most: int) -> int:

@@ -97,6 +97,7 @@ class Capture:
         self._model_name = type(model).__name__
         if not layers:
             return
+        self._width = model.config.hidden_size
         blocks = find_layers(model, stack).layers
         self.num_layers = len(blocks)
         self._fields = {
@@ -105,12 +106,11 @@ class Capture:
         }
         if ATTENTION_FIELDS & set(layers):
             check_attention(model)
-        if 0 in self._fields.get("hidden_states", ()):
-            for block in _alternatives(blocks, 0, first=True):
-                self._watch_embeddings(block)
-        for index in range(len(blocks)):
-            for block in _alternatives(blocks, index):
-                self._watch(block, index + 1)
+        try:
+            self._watch_all(blocks)
+        except BaseException:
+            self.remove()
+            raise
 
     def __enter__(self) -> dict[str, LayerOutputs]:
         self.kept = {field: LayerOutputs(self.num_layers) for field in self._fields}
@@ -134,6 +134,14 @@ class Capture:
         if self.active:
             self.kept[field].setdefault(layer, tensor)
 
+    def _watch_all(self, blocks: nn.ModuleList) -> None:
+        if 0 in self._fields.get("hidden_states", ()):
+            for block in _alternatives(blocks, 0, first=True):
+                self._watch_embeddings(block)
+        for index in range(len(blocks)):
+            for block in _alternatives(blocks, index):
+                self._watch(block, index + 1)
+
     def _watch(self, block: nn.Module, layer: int) -> None:
         wanted = {field for field, layers in self._fields.items() if layer in layers}
         if "hidden_states" in wanted:
@@ -155,6 +163,8 @@ class Capture:
     def _watch_vectors(self, block: nn.Module, layer: int, fields: Collection[str]) -> None:
         leaves = {name.rpartition(".")[2]: m for name, m in reversed(list(block.named_modules()))}
         fused = next((leaves[name] for name in _FUSED if name in leaves), None)
+        if fused is not None and _width_of(fused) != 3 * self._width:
+            fused = None  # keys and values are narrower there, and no thirds
         for field in fields:
             module = next((leaves[name] for name in _VECTORS[field] if name in leaves), fused)
             if module is None:
@@ -226,7 +236,10 @@ AttentionMaskInterface.register(RECORDED_ATTENTION, eager_mask)
 
 
 def check_attention(model: PreTrainedModel) -> None:
-    """Raise `ValueError` if a model does not let its attention function be chosen."""
+    """Raise `ValueError` if a model does not let its attention function be chosen.
+
+    `show_attention` checks that the chosen one is the model's own.
+    """
     if not any(
         getattr(module, "_supports_attention_backend", False)
         for module in model.modules()
@@ -238,6 +251,37 @@ def check_attention(model: PreTrainedModel) -> None:
             "probabilities cannot be read; use a loss on hidden states, or RelationLoss on "
             "queries, keys and values."
         )
+
+
+@torch.no_grad()
+def show_attention(model: PreTrainedModel) -> str:
+    """Let a model run with `recorded_attention` from now on.
+
+    Returns:
+        The implementation that it had.
+
+    Raises:
+        ValueError: if its outputs are others then: its attention is more than scores and a mask.
+    """
+    own = model.config._attn_implementation or "eager"
+    training = model.training
+    inputs = {"input_ids": torch.arange(3, 11, device=model.device)[None] % model.config.vocab_size}
+    try:
+        expected = model.base_model.eval()(**inputs)[0]
+        model.set_attn_implementation(RECORDED_ATTENTION)
+        got = model.base_model(**inputs)[0]
+    finally:
+        model.train(training)
+    tolerance = 1e-3 if expected.dtype == torch.float32 else 5e-2
+    if not torch.allclose(got, expected, rtol=tolerance, atol=tolerance * float(expected.std())):
+        model.set_attn_implementation(own)
+        raise ValueError(
+            f"{type(model).__name__} does more in its attention than the softmax of scores and a "
+            "mask (soft capping or sinks, say): run step by step, its outputs are others. A loss "
+            "on attention would train another model than the one that is used; use a loss on "
+            "hidden states, or RelationLoss on queries, keys and values."
+        )
+    return own
 
 
 def combine_layers(
@@ -258,6 +302,11 @@ def _alternatives(blocks: nn.ModuleList, index: int, first: bool = False) -> lis
     if isinstance(blocks, TheseusLayers):
         alternatives.append(blocks.slots[index][0 if first else -1])
     return alternatives
+
+
+def _width_of(linear: nn.Module) -> Any:
+    """How many numbers a linear map gives; transformers' Conv1D calls them `nf`."""
+    return getattr(linear, "out_features", getattr(linear, "nf", None))
 
 
 def _first(output: Any) -> torch.Tensor:

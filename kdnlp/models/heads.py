@@ -35,12 +35,17 @@ _CLASSES = {
 }
 
 
-def task_kind(model: PreTrainedModel) -> str:
+def task_kind(model: PreTrainedModel, labels: Any = None) -> str:
     """The kind of task, out of `TASK_KINDS`, that a model's head is for.
 
     A class that transformers does not name counts as what it derives from, and failing that as a
     sequence classifier. One whose configuration does not say `problem_type` has one label an
     example, or is a regression where it has one logit.
+
+    Args:
+        model: the model.
+        labels: the `datasets` feature of the labels, where it is known. Lists of real numbers make
+            a sequence classifier a multi-label one, as they do for the models themselves.
     """
     names = {parent.__name__ for parent in type(model).__mro__}
     for task, classes in _CLASSES.items():
@@ -48,8 +53,10 @@ def task_kind(model: PreTrainedModel) -> str:
             return task
     problem = getattr(model.config, "problem_type", None)
     if problem is None:
-        problem = "regression" if model.config.num_labels == 1 else SEQUENCE_TASKS[0]
-    return problem
+        several = str(getattr(getattr(labels, "feature", None), "dtype", "")).startswith("float")
+        kinds = {True: "multi_label_classification", False: "single_label_classification"}
+        problem = "regression" if model.config.num_labels == 1 else kinds[several]
+    return str(problem)
 
 
 def as_items(
@@ -57,7 +64,7 @@ def as_items(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Outputs and batch with logits, labels and `item_mask` of one shape, item by item.
 
-    - Sequence tasks: an item an example, `logits` (batch, labels); no mask, since all count.
+    - Sequence tasks: an item an example, `logits` (batch, labels); the label -100 does not count.
     - Token tasks: an item a position, `logits` (batch, length, labels); those with the label -100
       do not count, nor, without labels, those that are not attended to. The logits of a causal
       language model are shifted, so that position t is compared with the token at t + 1.
@@ -71,13 +78,13 @@ def as_items(
         batch: what it was given, with or without labels.
         task: its kind of task.
     """
-    outputs, batch = dict(outputs), dict(batch)
+    outputs, batch, mask = dict(outputs), dict(batch), item_mask(batch, task)
+    if mask is not None:
+        batch["item_mask"] = mask
     if task == "question_answering":
         return _answer_items(outputs, batch)
     if task == "multiple_choice" and batch.get("attention_mask") is not None:
         batch["attention_mask"] = batch["attention_mask"].flatten(0, 1)
-    if task in TOKEN_TASKS:
-        batch["item_mask"] = item_mask(batch, task)
     if task == "causal_lm":
         if "logits" in outputs:
             outputs["logits"] = outputs["logits"][:, :-1]
@@ -86,13 +93,22 @@ def as_items(
     return outputs, batch
 
 
-def item_mask(batch: Mapping[str, Any], task: str) -> torch.Tensor:
-    """Which predictions of a token task count, shape (batch, length), one shorter if causal."""
-    labels, attended = batch.get("labels"), batch.get("attention_mask")
+def item_mask(batch: Mapping[str, Any], task: str) -> torch.Tensor | None:
+    """Which predictions count, in the shape of the items; `None` where all do.
+
+    The label -100 does not count, nor an answer beyond the end of the text, as in the models' own
+    losses. A token task without labels counts the positions that are attended to.
+    """
+    labels = batch.get("labels")
+    if task == "question_answering":
+        return _answer_mask(batch)
+    if task not in TOKEN_TASKS:
+        chosen = labels is not None and not labels.is_floating_point()
+        return labels != IGNORED_LABEL if chosen else None  # type: ignore[return-value]
     if labels is not None:
         mask = labels != IGNORED_LABEL
-    elif attended is not None and task != "seq2seq_lm":
-        mask = attended.bool()
+    elif batch.get("attention_mask") is not None and task != "seq2seq_lm":
+        mask = batch["attention_mask"].bool()
     else:
         known = batch["decoder_input_ids" if task == "seq2seq_lm" else "input_ids"]
         mask = torch.ones_like(known, dtype=torch.bool)
@@ -103,8 +119,12 @@ def count_items(batch: Mapping[str, Any], task: str) -> torch.Tensor:
     """How many rows, items and tokens a batch has, in the order of `UNITS`; stays on the device."""
     first = next(value for value in batch.values() if isinstance(value, torch.Tensor))
     rows = torch.tensor(float(len(first)), device=first.device)
-    items = item_mask(batch, task).sum() if task in TOKEN_TASKS else rows
-    attended, ids = batch.get("attention_mask"), batch.get("input_ids")
+    mask, attended, ids = (
+        item_mask(batch, task),
+        batch.get("attention_mask"),
+        batch.get("input_ids"),
+    )
+    items = rows if mask is None else mask.sum()
     tokens = rows
     if attended is not None:
         tokens = attended.sum()
@@ -114,18 +134,29 @@ def count_items(batch: Mapping[str, Any], task: str) -> torch.Tensor:
 
 
 def with_some_label(batch: Mapping[str, Any], task: str) -> dict[str, Any]:
-    """The batch, with one label put in where a token task has none at all.
+    """The batch, with one label put in where it has none that counts.
 
-    A model's own loss over no position is 0 / 0, and the NaN would spread however small its
-    weight. Such a batch counts no item, so what the stand-in teaches weighs nothing.
+    A model's own loss over nothing is 0 / 0, and the NaN would spread however small its weight.
+    Such a batch counts no item, so what the stand-in teaches weighs nothing.
     """
-    labels = batch.get("labels")
-    if task not in TOKEN_TASKS or labels is None:
-        return dict(batch)
-    labels = labels.clone()
-    none_counts = ~item_mask(batch, task).any()
-    labels[0, -1] = torch.where(none_counts, torch.zeros_like(labels[0, -1]), labels[0, -1])
-    return {**batch, "labels": labels}
+    mask, batch = item_mask(batch, task), dict(batch)
+    names = ("start_positions", "end_positions") if task == "question_answering" else ("labels",)
+    for position, name in enumerate(names):
+        if mask is None or batch.get(name) is None:
+            continue
+        counted = mask[:, position] if task == "question_answering" else mask
+        labels = batch[name].clone(memory_format=torch.contiguous_format)
+        last = labels.view(-1)[-1:]
+        last.copy_(torch.where(counted.any(), last, torch.zeros_like(last)))
+        batch[name] = labels
+    return batch
+
+
+def _answer_mask(batch: Mapping[str, Any]) -> torch.Tensor | None:
+    if batch.get("start_positions") is None:
+        return None
+    labels = torch.stack([batch["start_positions"], batch["end_positions"]], dim=1)
+    return labels < batch["input_ids"].size(-1)
 
 
 def _answer_items(
@@ -140,6 +171,5 @@ def _answer_items(
     outputs["logits"] = logits
     if batch.get("start_positions") is not None:
         labels = torch.stack([batch["start_positions"], batch["end_positions"]], dim=1)
-        batch["item_mask"] = (labels >= 0) & (labels < logits.size(-1))
         batch["labels"] = labels.clamp(0, logits.size(-1) - 1)
     return outputs, batch

@@ -13,12 +13,13 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from kdnlp.arguments import CompressionTrainingArguments, DistillationTrainingArguments
 from kdnlp.losses import DistillationLoss
-from kdnlp.losses.balance import BALANCERS
+from kdnlp.losses.balance import BALANCERS, GradientNormBalancer
 from kdnlp.models.alignment import input_names
 from kdnlp.models.heads import task_kind
+from kdnlp.models.layers import find_layers
 from kdnlp.models.precision import restore_forward, wrapped_forward
 from kdnlp.trainers.cached import use_cache
-from kdnlp.trainers.intermediate import IntermediateOutputs
+from kdnlp.trainers.intermediate import IntermediateOutputs, layers_read
 from kdnlp.trainers.output_dir import check_output_dir, remove_checkpoints
 from kdnlp.trainers.step import TASK, WeightedLossTrainer
 
@@ -34,6 +35,11 @@ UNUSED_PARAMETERS = (
 
 BALANCER = "loss_balancer"
 """The name beside the losses of what balances them."""
+
+REENTRANT = (
+    "use_reentrant=True runs the blocks without a graph first, and what a loss reads inside them "
+    "would teach the student nothing. Set activation_checkpointing_kwargs={'use_reentrant': False}."
+)
 
 _HALF_PRECISION = {torch.float16, torch.bfloat16}
 
@@ -76,6 +82,7 @@ class CompressionTrainer(WeightedLossTrainer):
         self.partner_inputs = input_names(partner) if partner is not None else set()
         self.intermediate = None
         self.cache = None
+        self._cached_wanted: dict[str, Any] = {}
         self._partner_config = None if partner is None else partner.config
         self.cached_layers = getattr(self._partner_config, "num_hidden_layers", 0)
         self.task = ""
@@ -104,6 +111,7 @@ class CompressionTrainer(WeightedLossTrainer):
                 "the frozen partner would not be sharded with the model. Use a DDP configuration."
             )
         if self.partner is not None:
+            self._check_own_weights(self.student, self.partner)
             self.partner.requires_grad_(False)
             self.partner.eval()
             # What transformers has dispatched or quantized is where it belongs, and cannot move.
@@ -130,6 +138,37 @@ class CompressionTrainer(WeightedLossTrainer):
         if trainable:
             model.add_module(LOSS_MODULE, nn.ModuleDict(trainable).to(model.device))
 
+    def create_optimizer(self, model: Any = None) -> Any:
+        """The stock optimizer; what balances the losses has a learning rate of its own in it."""
+        optimizer = super().create_optimizer(model)
+        rate = None if self.balancer is None else self.balancer.learning_rate
+        if rate is not None:
+            own = list(self.balancer.parameters())  # type: ignore[union-attr]
+            for group in optimizer.param_groups:
+                group["params"] = [p for p in group["params"] if all(p is not q for q in own)]
+            optimizer.add_param_group({"params": own, "lr": rate, "weight_decay": 0.0})
+        return optimizer
+
+    def _check_cached_layers(self) -> None:
+        """Refuse a student that reads other layers of the teacher than were cached."""
+        wanted = layers_read([x for x in self.losses.values() if x.needs_teacher], 1)
+        if wanted != self._cached_wanted:
+            raise ValueError(
+                f"The losses read the teacher's layers {wanted} for this student, but "
+                f"{self._cached_wanted} were cached for an earlier one, and the teacher is gone. "
+                "Search over students of one depth, or without cache_teacher_outputs."
+            )
+
+    def _check_own_weights(self, model: nn.Module, partner: nn.Module) -> None:
+        own = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
+        shared = [own[id(p)] for p in partner.parameters() if id(p) in own]
+        if shared:
+            raise ValueError(
+                f"The model shares {len(shared)} of its parameters with its partner, such as "
+                f"{shared[0]}. The partner is frozen, and so they would be. Give the model weights "
+                "of its own: build_student copies, and so does copy.deepcopy."
+            )
+
     def _keep_layers(self, model: PreTrainedModel) -> IntermediateOutputs:
         losses = list(self.losses.values())
         if self.cache is None:
@@ -140,6 +179,11 @@ class CompressionTrainer(WeightedLossTrainer):
         """Read the partner's outputs from disk from now on."""
         if any(loss.needs_teacher for loss in self.losses.values()):
             self.cache = use_cache(self)
+            self._note_cached_layers()
+
+    def _note_cached_layers(self) -> None:
+        taught = [loss for loss in self.losses.values() if loss.needs_teacher]
+        self._cached_wanted = layers_read(taught, 1)
 
     def _loss_modules(self) -> dict[str, nn.Module]:
         """The losses, and what balances them, by the names under which a checkpoint holds them."""
@@ -180,7 +224,7 @@ class CompressionTrainer(WeightedLossTrainer):
             nn.Module.to(model, self.args.device)
             self._check_model(model)
             for name, module in self._loss_modules().items():
-                module.load_state_dict(self._initial_losses[name])
+                _reset(module, self._initial_losses[name])
             self.join(model)
         return model
 
@@ -278,6 +322,10 @@ class CompressionTrainer(WeightedLossTrainer):
 
     def _check_arguments(self, args: CompressionTrainingArguments) -> None:
         args.check()
+        if _checkpoints_reentrantly(args) and (
+            self.balancer is not None or any(x.needs - {"logits"} for x in self.losses.values())
+        ):
+            raise ValueError(REENTRANT)
         if args.ddp_find_unused_parameters and any(
             list(module.parameters()) for module in self._loss_modules().values()
         ):
@@ -293,11 +341,15 @@ class CompressionTrainer(WeightedLossTrainer):
                 "and are lost. Load it with dtype=torch.float32, and use bf16=True for speed.",
                 ", ".join(map(str, half)),
             )
-        self.task = task_kind(model)
+        self.task = task_kind(model, _label_feature(self.train_dataset))
         for loss in self.losses.values():
             loss.prepare(model.config, self._partner_config, self.task)
         # What cannot be read is refused now, not when training starts.
         self._keep_layers(model).remove()
+        if self.cache is not None:
+            self._check_cached_layers()
+        if isinstance(self.balancer, GradientNormBalancer):
+            find_layers(model, self.stack)
 
 
 def _named_losses(losses: Mapping[str, DistillationLoss] | None) -> dict[str, DistillationLoss]:
@@ -317,3 +369,25 @@ def _check_processes(args: CompressionTrainingArguments) -> None:
             "the model without its frozen partner. Start one process per GPU: "
             f"accelerate launch --num_processes {args.n_gpu} ..., or set CUDA_VISIBLE_DEVICES."
         )
+
+
+def _checkpoints_reentrantly(args: CompressionTrainingArguments) -> bool:
+    names = ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs")
+    given = [getattr(args, name, None) for name in names]
+    return any(isinstance(k, dict) and k.get("use_reentrant") for k in given)
+
+
+def _label_feature(dataset: Any) -> Any:
+    """What the labels of a dataset are, where it says so."""
+    return (getattr(dataset, "features", None) or {}).get("labels")
+
+
+def _reset(module: nn.Module, state: dict[str, Any]) -> None:
+    """Start a loss afresh: from its first state, or, for a student of another shape, anew."""
+    now = {name: tensor.shape for name, tensor in module.state_dict().items()}
+    if now == {name: tensor.shape for name, tensor in state.items()}:
+        module.load_state_dict(state)
+    else:
+        for part in module.modules():
+            if isinstance(part, nn.Linear):
+                part.reset_parameters()

@@ -13,7 +13,7 @@ from kdnlp.models.alignment import (
     check_inputs,
     check_vocabulary,
 )
-from kdnlp.models.heads import LABELLED_TASKS, TOKEN_TASKS
+from kdnlp.models.heads import LABELLED_TASKS, SEQUENCE_TASKS, TOKEN_TASKS, task_kind
 from kdnlp.trainers.base import CompressionTrainer
 from kdnlp.trainers.cached import free, use_cache
 
@@ -91,6 +91,7 @@ class DistillationTrainer(CompressionTrainer):
         if not any(loss.needs_teacher for loss in self.losses.values()):
             return
         self.cache = use_cache(self, settled=str(self.label_order))
+        self._note_cached_layers()
         teacher, self.partner = self.teacher, None
         free(teacher)
         if self.intermediate is not None:
@@ -101,6 +102,7 @@ class DistillationTrainer(CompressionTrainer):
         super()._check_model(model)
         if self.partner is None:
             return
+        self._check_teachers_task()
         if self.task in LABELLED_TASKS:
             self.label_order = align_labels(self.teacher.config, model.config)
         columns = getattr(self.train_dataset, "column_names", None) or []
@@ -109,6 +111,18 @@ class DistillationTrainer(CompressionTrainer):
         else:
             check_vocabulary(self.teacher.config, model.config)
             check_inputs(self.teacher, model, columns)
+
+    def _check_teachers_task(self) -> None:
+        """Refuse a teacher whose answers are of another kind than the student's."""
+        theirs = task_kind(self.teacher) if isinstance(self.teacher, PreTrainedModel) else self.task
+        said = getattr(self.teacher.config, "problem_type", None)
+        if theirs != self.task and (said or theirs not in SEQUENCE_TASKS):
+            raise ValueError(
+                f"Teacher and student must answer one kind of task, got a teacher for {theirs} and "
+                f"a student for {self.task}. Its logits would be read as something else. Use a "
+                "teacher of the student's kind, or correct problem_type in the configuration that "
+                "is wrong."
+            )
 
     def _check_positions(self) -> None:
         """Refuse to compare positions where the teacher reads other tokens than the student."""

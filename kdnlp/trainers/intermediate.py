@@ -8,7 +8,13 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from kdnlp.losses import DistillationLoss
-from kdnlp.models.capture import ATTENTION_FIELDS, RECORDED_ATTENTION, Capture, combine_layers
+from kdnlp.models.capture import (
+    ATTENTION_FIELDS,
+    RECORDED_ATTENTION,
+    Capture,
+    combine_layers,
+    show_attention,
+)
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -41,8 +47,23 @@ class IntermediateOutputs:
         losses = list(losses)
         taught = [loss for loss in losses if loss.needs_teacher and not cached]
         self._attention: list[tuple[PreTrainedModel, str]] = []
-        self._student = Capture(student, _layers(losses, 0), stack)
-        wanted = _layers(taught, 1)
+        self._student, self._teacher = Capture(student, {}), Capture(student, {})
+        try:
+            self._watch(losses, taught, student, teacher, stack)
+        except BaseException:
+            self.remove()
+            raise
+
+    def _watch(
+        self,
+        losses: list[DistillationLoss],
+        taught: list[DistillationLoss],
+        student: PreTrainedModel,
+        teacher: nn.Module | None,
+        stack: str | None,
+    ) -> None:
+        self._student = Capture(student, layers_read(losses, 0), stack)
+        wanted = layers_read(taught, 1)
         if wanted and not isinstance(teacher, PreTrainedModel):
             raise ValueError(
                 f"The losses read {', '.join(sorted(wanted))} of the teacher, and "
@@ -74,13 +95,11 @@ class IntermediateOutputs:
         self._attention = []
 
     def _show_attention(self, model: PreTrainedModel) -> None:
-        own = model.config._attn_implementation
-        if own != RECORDED_ATTENTION:
-            self._attention.append((model, own or "eager"))
-            model.set_attn_implementation(RECORDED_ATTENTION)
+        if model.config._attn_implementation != RECORDED_ATTENTION:
+            self._attention.append((model, show_attention(model)))
 
 
-def _layers(losses: list[DistillationLoss], side: int) -> dict[str, set[int] | None]:
+def layers_read(losses: list[DistillationLoss], side: int) -> dict[str, set[int] | None]:
     """By field, the layers that the losses read on the student's side (0) or the teacher's (1)."""
     wishes = []
     for loss in losses:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, Trainer
 
 from kdnlp.arguments import CompressionTrainingArguments, DistillationTrainingArguments
 from kdnlp.losses import DistillationLoss
-from kdnlp.losses.balance import LossBalancer
+from kdnlp.losses.balance import GradientNormBalancer, LossBalancer
 from kdnlp.models.alignment import TEACHER_PREFIX, split_inputs
 from kdnlp.models.cache import TEACHER_OUTPUTS, TeacherCache
 from kdnlp.models.capture import LayerOutputs
@@ -21,6 +21,8 @@ from kdnlp.models.layers import find_layers
 from kdnlp.trainers.intermediate import IntermediateOutputs
 
 CACHED = TEACHER_OUTPUTS.removeprefix(TEACHER_PREFIX)
+
+_TEXT = ("string", "large_string")
 
 TASK = "task"
 """The name of the loss on the labels."""
@@ -103,7 +105,9 @@ class WeightedLossTrainer(Trainer):
         weights = self.loss_weights()
         if self.balancer is None:
             return torch.stack([weights[name] * loss for name, loss in components.items()]).sum()
-        reference = list(find_layers(self.student, self.stack).layers[0].parameters())
+        reference: list[nn.Parameter] = []
+        if isinstance(self.balancer, GradientNormBalancer):
+            reference = list(find_layers(self.student, self.stack).layers[0].parameters())
         mean = partial(self.accelerator.reduce, reduction="mean")
         total, factors = self.balancer(components, weights, reference, mean)
         self.record({f"factor_{name}": factor.float() for name, factor in factors.items()})
@@ -120,6 +124,7 @@ class WeightedLossTrainer(Trainer):
             components[TASK] = task_loss
         if not self.losses:
             return components, outputs
+        self._check_labels(ours)
         student, batch = as_items({**outputs, **layers}, ours, self.task)
         teacher: dict[str, Any] = {}
         if any(loss.needs_teacher for loss in self.losses.values()):
@@ -128,6 +133,17 @@ class WeightedLossTrainer(Trainer):
             loss.temperature = self.temperature()
             components[name] = loss(student, teacher, batch)
         return components, outputs
+
+    def _check_labels(self, batch: Mapping[str, Any]) -> None:
+        labels = batch.get("labels")
+        real = labels is not None and labels.is_floating_point()
+        if real and self.task == "single_label_classification":
+            raise ValueError(
+                "Expected class ids as labels, got real numbers, and the model's configuration "
+                "does not say what they are for. The losses would take a softmax over labels that "
+                "do not exclude each other. Set config.problem_type to "
+                "'multi_label_classification', or cast the labels to integers."
+            )
 
     def _forward(self, model: nn.Module, ours: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """The loss on the labels, if there are any, with the outputs; and the layers kept."""
@@ -185,7 +201,10 @@ class WeightedLossTrainer(Trainer):
         super()._set_signature_columns_if_needed()
         if known is None:
             columns = getattr(self.train_dataset, "column_names", None) or []
-            teachers = [name for name in columns if name.startswith(TEACHER_PREFIX)]
+            # Not those of text, which no collator could put into a batch.
+            kinds = getattr(self.train_dataset, "features", None) or {}
+            text = {n for n, f in kinds.items() if getattr(f, "dtype", None) in _TEXT}
+            teachers = [n for n in columns if n.startswith(TEACHER_PREFIX) and n not in text]
             self._signature_columns = [*(self._signature_columns or []), *teachers]  # type: ignore[assignment]
 
     @property

@@ -5,7 +5,7 @@ Xu et al. 2020, "BERT-of-Theseus: Compressing BERT by Progressive Module Replaci
 
 import logging
 from collections.abc import Mapping
-from itertools import chain
+from itertools import accumulate, chain
 from typing import Any
 
 import torch
@@ -19,7 +19,15 @@ from kdnlp.arguments import (
     parse_slot_sizes,
 )
 from kdnlp.losses import DistillationLoss
-from kdnlp.models.theseus import TheseusLayers, attach, detach, draw_replaced
+from kdnlp.losses.mapped import MappedLoss
+from kdnlp.models.layers import find_layers
+from kdnlp.models.theseus import (
+    TheseusLayers,
+    attach,
+    detach,
+    draw_replaced,
+    resolve_slot_sizes,
+)
 from kdnlp.trainers.base import UNUSED_PARAMETERS, CompressionTrainer
 
 logger = logging.getLogger(__name__)
@@ -201,8 +209,28 @@ class TheseusTrainer(CompressionTrainer):
             100 * self.args.replacing_fraction,
         )
 
+    def _map_slots(self, model: PreTrainedModel) -> None:
+        """Let layer maps follow the cut: a successor block learns what it stands for."""
+        theirs, ours = (len(find_layers(m, self.stack).layers) for m in (self.predecessor, model))
+        sizes = resolve_slot_sizes(theirs, ours, parse_slot_sizes(self.args.slot_sizes))
+        ends = [0, *accumulate(sizes)]
+        for name, loss in self.losses.items():
+            if isinstance(loss, MappedLoss):
+                loss.slot_ends = ends[1:]
+                loss.prepare(model.config, self.predecessor.config, self.task)
+                other = {i: j for i, j in loss.mapped.items() if ends[i] != j}
+                if other:
+                    logger.warning(
+                        "The loss %s maps layers %s, where the slots end at %s: with nothing "
+                        "replaced it is not 0, and pulls against the replacement.",
+                        name,
+                        other,
+                        ends[1:],
+                    )
+
     def _check_model(self, model: PreTrainedModel) -> None:
         super()._check_model(model)
+        self._map_slots(model)
         self._attach(model)
         detach(model)
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from settings import TrainerRow, build_trainer
 from torch import nn
 
 from kdnlp.arguments import DistillationTrainingArguments, TheseusTrainingArguments
@@ -92,3 +93,24 @@ def test_an_unknown_balancer_is_refused(tmp_path):
 def test_theseus_refuses_to_measure_where_it_skips(tmp_path):
     with pytest.raises(ValueError, match="first block, which Theseus skips"):
         TheseusTrainingArguments(str(tmp_path), loss_balancing="gradient_norm", use_cpu=True)
+
+
+def test_a_loss_of_weight_0_sets_no_scale_for_the_others():
+    parameter = nn.Parameter(torch.zeros(1))
+    weights = {"task": 0.0, "logits": 1.0}
+    total, factors = GradientNormBalancer(weights)(losses(parameter), weights, [parameter], same)
+    assert factors["logits"].item() == pytest.approx(1.0)
+    assert total.item() == pytest.approx(4.0)
+
+
+def test_uncertainty_moves_at_the_learning_rate_of_a_fine_tuning(tmp_path):
+    row = TrainerRow("DistillationTrainer", {"loss_balancing": "uncertainty", "weight_decay": 0.1})
+    trainer = build_trainer(row, tmp_path, learning_rate=2e-5, max_steps=6)
+    trainer.train()
+    groups = [(g["initial_lr"], g["weight_decay"]) for g in trainer.optimizer.param_groups]
+    assert groups[-1] == (UncertaintyBalancer.learning_rate, 0.0)
+    assert sum(len(g["params"]) for g in trainer.optimizer.param_groups) == len(
+        {id(p) for g in trainer.optimizer.param_groups for p in g["params"]}
+    )
+    factors = [e["factor_logits"] for e in trainer.state.log_history if "factor_logits" in e]
+    assert factors[-1] > 1.02

@@ -161,12 +161,17 @@ def test_the_loss_is_the_sum_over_the_kinds_each_with_heads_that_fit():
 
 
 def test_chosen_kinds_heads_and_layers_are_the_ones_that_are_read():
-    loss = prepared(RelationLoss(["value"], 6, student_layer=1, teacher_layer=3))
+    loss = prepared(RelationLoss(["value"], 4, student_layer=1, teacher_layer=3))
     assert loss.needs == {"values"}
     assert loss.layers() == {"values": ([1], [3])}
-    student, teacher = outputs({"values": 12}), outputs({"values": 18}, seed=1, layer=3)
-    expected = self_by_hand(student["values"][1], teacher["values"][3], 6)
+    student, teacher = outputs({"values": 12}), outputs({"values": 20}, seed=1, layer=3)
+    expected = self_by_hand(student["values"][1], teacher["values"][3], 4)
     assert loss(student, teacher, {}).item() == pytest.approx(expected, rel=1e-10)
+
+
+def test_heads_that_do_not_divide_the_width_are_refused_before_training():
+    with pytest.raises(ValueError, match=r"relation_heads must divide the width 16 .* got 3"):
+        prepared(RelationLoss(relation_heads=3))
 
 
 def test_by_default_the_last_blocks_are_read():
@@ -269,5 +274,5 @@ def test_minilm_refuses_causal_models():
 
 
 def test_minilm_refuses_other_numbers_of_heads():
-    with pytest.raises(ValueError, match=r"got 2 and 4.*RelationLoss"):
+    with pytest.raises(ValueError, match=r"got 2 of the student and 4.*RelationLoss"):
         prepared(MiniLMLoss())

@@ -2,13 +2,16 @@
 
 import pytest
 import torch
-from settings import ARCHITECTURES, NO_DROPOUT, tiny_batch, tiny_model
+from settings import ARCHITECTURES, CAUSAL, NO_DROPOUT, tiny_batch, tiny_model
 from torch import nn
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
+from kdnlp.losses import AttentionLoss
 from kdnlp.models.capture import RECORDED_ATTENTION, Capture, LayerOutputs, combine_layers
 from kdnlp.models.layers import find_layers
 from kdnlp.models.student import build_student
 from kdnlp.models.theseus import attach, detach
+from kdnlp.trainers.intermediate import IntermediateOutputs
 
 CLOSED_ATTENTION = ("deberta-v2", "mpnet", "t5-encoder")
 ARCHITECTURE = pytest.mark.parametrize("name", ARCHITECTURES)
@@ -177,3 +180,33 @@ def test_negative_layers_count_from_the_top():
 def test_all_layers_win_over_some():
     wishes = [{"keys": [1], "values": [2]}, {"keys": None, "values": [3]}]
     assert combine_layers(wishes) == {"keys": None, "values": {2, 3}}
+
+
+def test_attention_with_more_than_scores_and_a_mask_is_refused_before_training():
+    """Gemma 2 caps its scores: run without the cap, it is another model."""
+    config = AutoConfig.for_model(
+        "gemma2", hidden_size=16, num_attention_heads=2, num_key_value_heads=2, head_dim=8,
+        intermediate_size=24, num_hidden_layers=2, vocab_size=40, attn_logit_softcapping=0.5,
+        **CAUSAL,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(8)
+    own = model.config._attn_implementation
+    with pytest.raises(ValueError, match="does more in its attention than the softmax of scores"):
+        IntermediateOutputs([AttentionLoss()], model, model)
+    assert model.config._attn_implementation == own
+    assert not [m for m in model.modules() if m._forward_hooks]
+
+
+def test_a_fused_map_that_is_no_three_thirds_is_not_cut_in_thirds():
+    """GPT-BigCode's keys and values have one head."""
+    config = AutoConfig.for_model(
+        "gpt_bigcode", n_embd=16, n_head=4, n_layer=2, vocab_size=40, multi_query=True, **CAUSAL
+    )
+    model = AutoModelForSequenceClassification.from_config(config)
+    with pytest.raises(ValueError, match="No queries found in GPTBigCodeBlock"):
+        Capture(model, {"queries": [1]})
+    assert not [m for m in model.modules() if m._forward_hooks]

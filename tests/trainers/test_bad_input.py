@@ -22,7 +22,7 @@ from settings import (
 from transformers.trainer_utils import HPSearchBackend
 
 import kdnlp
-from kdnlp.losses import LogitsLoss
+from kdnlp.losses import AttentionLoss, HiddenLoss, LogitsLoss, RelationLoss
 from kdnlp.models.student import build_student
 from kdnlp.trainers.base import CompressionTrainer
 
@@ -404,3 +404,28 @@ def test_a_refused_run_deletes_nothing_of_the_run_that_it_was_to_overwrite(late,
     with pytest.raises(ValueError, match=r"add up|must be 1"):
         trainer.train()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-3", "checkpoint-6"]
+
+
+def test_reentrant_checkpointing_would_cut_what_a_loss_reads_inside_a_block(tmp_path):
+    row = TrainerRow("DistillationTrainer", losses=lambda: {"loss": RelationLoss()})
+    with pytest.raises(ValueError, match=r"use_reentrant=True runs the blocks without a graph"):
+        build_trainer(row, tmp_path, activation_checkpointing_kwargs={"use_reentrant": True})
+
+
+def test_weights_that_the_student_shares_with_its_teacher_are_refused(tmp_path):
+    teacher = tiny_model("bert", 4)
+    student = build_student(teacher, 2)
+    student.bert.embeddings = teacher.bert.embeddings
+    with pytest.raises(ValueError, match=r"shares 5 of its parameters with its partner, such as"):
+        build_trainer(TrainerRow("DistillationTrainer"), tmp_path, teacher, student)
+    assert all(parameter.requires_grad for parameter in teacher.parameters())
+
+
+def test_a_constructor_that_fails_leaves_no_hook_on_the_models(tmp_path):
+    teacher = tiny_model("deberta-v2", 4)
+    student = build_student(teacher, 2)
+    losses = {"hidden": HiddenLoss(), "attention": AttentionLoss()}
+    row = TrainerRow("DistillationTrainer", losses=lambda: losses)
+    with pytest.raises(ValueError, match="computes its attention in its own forward"):
+        build_trainer(row, tmp_path, teacher, student)
+    assert not [m for model in (teacher, student) for m in model.modules() if m._forward_hooks]

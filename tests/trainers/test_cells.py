@@ -9,6 +9,7 @@ from settings import (
     NO_DROPOUT,
     SENSIBLE_CELLS,
     TASK_ROWS,
+    arguments,
     build_cell,
     task_dataset,
     task_model,
@@ -17,6 +18,7 @@ from settings import (
 
 from kdnlp.losses import LOSSES
 from kdnlp.models.heads import TASK_KINDS, as_items, task_kind
+from kdnlp.trainers.distillation import DistillationTrainer
 
 TASK = pytest.mark.parametrize("task", TASK_ROWS)
 
@@ -134,3 +136,66 @@ def test_a_micro_batch_without_any_label_adds_nothing_and_no_nan(task, tmp_path)
 
 def test_dropout_free_settings_are_what_makes_the_trajectories_comparable():
     assert task_model("masked_lm").config.hidden_dropout_prob == NO_DROPOUT["hidden_dropout_prob"]
+
+
+def ignoring(task):
+    """The task's data with labels that do not count, unevenly among the micro-batches."""
+    data = task_dataset(task)
+    columns = {name: data[name][:] for name in data.column_names}
+    for name in ("start_positions", "end_positions"):
+        if name in columns:
+            columns[name] = [99 if i % 5 in (0, 1) else v for i, v in enumerate(columns[name])]
+    if "labels" in columns:
+        columns["labels"] = [
+            -100 if i % 5 in (0, 1) else v for i, v in enumerate(columns["labels"])
+        ]
+    return data.from_dict(columns)
+
+
+@pytest.mark.parametrize("loss", ["logits", "decoupled", "label_smoothing"])
+@pytest.mark.parametrize(
+    "task", ["single_label_classification", "multiple_choice", "question_answering"]
+)
+def test_rows_whose_label_does_not_count_leave_the_mean_exact(loss, task, tmp_path):
+    if task not in LOSSES[loss].tasks:
+        pytest.skip("the loss is not for this task")
+    runs = []
+    for size, steps in ((8, 1), (2, 4)):
+        trainer = build_cell(
+            loss,
+            task,
+            tmp_path / str(size),
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=steps,
+            logging_nan_inf_filter=False,
+        )
+        trainer.train_dataset = ignoring(task)
+        trainer.train()
+        runs.append(trainer)
+    for key in ("loss", "grad_norm", "loss_task", "loss_loss"):
+        one, accumulated = (history(trainer, key) for trainer in runs)
+        assert one == pytest.approx(accumulated, rel=1e-4, abs=1e-6), key
+
+
+def test_lists_of_real_labels_make_a_classifier_multi_label(tmp_path):
+    model = task_model("single_label_classification")
+    data = task_dataset("multi_label_classification")
+    assert task_kind(model, data.features["labels"]) == "multi_label_classification"
+    trainer = build_cell("logits", "single_label_classification", tmp_path)
+    batch = batch_of("multi_label_classification")
+    with pytest.raises(ValueError, match=r"Expected class ids as labels, got real numbers"):
+        trainer.compute_loss(trainer.student.train(), batch)
+
+
+def test_a_teacher_for_another_kind_of_task_is_refused(tmp_path):
+    student = task_model("single_label_classification", 2)
+    for task in ("multi_label_classification", "token_classification"):
+        teacher = task_model(task)
+        teacher.config.num_labels = 3
+        with pytest.raises(ValueError, match=rf"a teacher for {task} and a student for single"):
+            DistillationTrainer(
+                student,
+                teacher,
+                arguments("DistillationTrainer", tmp_path),
+                train_dataset=task_dataset("single_label_classification"),
+            )

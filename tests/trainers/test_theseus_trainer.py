@@ -15,7 +15,7 @@ from settings import (
 )
 from transformers import EarlyStoppingCallback, TrainerCallback
 
-from kdnlp.losses import LogitsLoss
+from kdnlp.losses import AttentionScoresLoss, HiddenLoss, LogitsLoss
 from kdnlp.models.student import build_student
 from kdnlp.models.theseus import TheseusLayers, draw_replaced
 
@@ -647,3 +647,40 @@ def test_a_run_that_fails_while_joining_leaves_a_plain_model(tmp_path):
         trainer.train()
     assert not any(isinstance(module, TheseusLayers) for module in trainer.student.modules())
     assert all(p.requires_grad for p in trainer.student.parameters())
+
+
+@pytest.mark.parametrize(
+    ("layers", "slot_sizes", "ends"),
+    [((4, 2), None, [2, 4]), ((4, 3), None, [1, 2, 4]), ((6, 4), "1,1,2,2", [1, 2, 4, 6]),
+     ((12, 5), None, [2, 4, 6, 9, 12])],
+)  # fmt: skip
+def test_a_successor_block_learns_the_block_at_which_its_slot_ends(
+    layers, slot_sizes, ends, tmp_path
+):
+    """With nothing replaced every hidden state is the predecessor's own, and the loss is 0."""
+    predecessor = tiny_model("bert", layers[0], **NO_DROPOUT)
+    row = TrainerRow(
+        "TheseusTrainer",
+        {"initial_replacing_rate": 0.0, "replacing_fraction": 0.99},
+        losses=lambda: {"hidden": HiddenLoss(), "scores": AttentionScoresLoss()},
+    )
+    student = build_student(predecessor, layers[1])
+    with torch.no_grad():
+        for parameter in student.bert.encoder.layer.parameters():
+            parameter.add_(0.2)
+    trainer = build_trainer(
+        row, tmp_path, predecessor, student, slot_sizes=slot_sizes, max_steps=1,
+        allow_incomplete_replacement=True,
+    )  # fmt: skip
+    assert trainer.losses["scores"].mapped == dict(enumerate(ends, start=1))
+    trainer.train()
+    entry = trainer.state.log_history[0]
+    assert entry["replaced_fraction"] == 0.0
+    assert entry["loss_hidden"] == pytest.approx(0.0, abs=1e-9)
+    assert entry["loss_scores"] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_a_layer_map_that_pulls_against_the_slots_is_said(tmp_path, caplog):
+    row = TrainerRow("TheseusTrainer", losses=lambda: {"hidden": HiddenLoss({1: 1, 2: 4})})
+    build_trainer(row, tmp_path)
+    assert "hidden maps layers {1: 1}, where the slots end at [2, 4]" in caplog.text
