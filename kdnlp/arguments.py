@@ -1,6 +1,5 @@
 """Training arguments: flat, serialisable, checked before anything is loaded or trained."""
 
-import json
 import os
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
@@ -8,7 +7,14 @@ from typing import Any, ClassVar, Literal
 from transformers import TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from kdnlp.schedules import SCHEDULES, build_schedule
+from kdnlp.argument_values import (
+    as_dict,
+    check_schedule,
+    check_temperature,
+    parse_slot_sizes,
+    parse_weights,
+)
+from kdnlp.schedules import build_schedule
 
 ScheduleName = Literal["constant", "linear", "cosine", "step"]
 ReplacingSchedule = Literal["constant", "linear", "cosine", "step", "anti"]
@@ -160,11 +166,11 @@ class DistillationTrainingArguments(CompressionTrainingArguments):
             )
         self.loss_weights = parse_weights(self.loss_weights, "loss_weights")
         self.final_loss_weights = parse_weights(self.final_loss_weights, "final_loss_weights")
-        _check_temperature("temperature", self.temperature)
+        check_temperature("temperature", self.temperature)
         if self.final_temperature is not None:
-            _check_temperature("final_temperature", self.final_temperature)
-        _check_schedule("temperature_schedule", self.temperature_schedule, ScheduleName)
-        _check_schedule("loss_weights_schedule", self.loss_weights_schedule, ScheduleName)
+            check_temperature("final_temperature", self.final_temperature)
+        check_schedule("temperature_schedule", self.temperature_schedule, ScheduleName)
+        check_schedule("loss_weights_schedule", self.loss_weights_schedule, ScheduleName)
         for name in ("temperature", "loss_weights"):
             if getattr(self, f"final_{name}") is not None and (
                 getattr(self, f"{name}_schedule") == "constant"
@@ -207,8 +213,8 @@ class DistillationTrainingArguments(CompressionTrainingArguments):
         """The weight of each loss in `names` at `progress` in [0, 1] of the run."""
         if self.loss_weights is None:
             return dict.fromkeys(names, 1.0 / len(names))
-        start = _as_dict(self.loss_weights)
-        end = _as_dict(self.final_loss_weights or self.loss_weights)
+        start = as_dict(self.loss_weights)
+        end = as_dict(self.final_loss_weights or self.loss_weights)
         return {
             name: build_schedule(
                 self.loss_weights_schedule, start.get(name, 0.0), end.get(name, 0.0)
@@ -313,7 +319,7 @@ class TheseusTrainingArguments(DistillationTrainingArguments):
         """Check rate, ramp, slots and compilation; parse slots given as text."""
         super().check()
         self.slot_sizes = parse_slot_sizes(self.slot_sizes)
-        _check_schedule("replacing_schedule", self.replacing_schedule, ReplacingSchedule)
+        check_schedule("replacing_schedule", self.replacing_schedule, ReplacingSchedule)
         if self.skipped_gradients not in ("zero", "none"):
             raise ValueError(
                 f'skipped_gradients must be "zero" or "none", got {self.skipped_gradients!r}. They '
@@ -365,77 +371,3 @@ class TheseusTrainingArguments(DistillationTrainingArguments):
                 "the successor is never trained as it will be deployed. Use a smaller fraction, "
                 "or allow_incomplete_replacement=True if that is what you want."
             )
-
-
-def parse_weights(value: dict[str, float] | str | None, argument: str) -> dict[str, float] | None:
-    """Weights by loss name from a dict, JSON, or text such as `task=0.5,logits=0.5`.
-
-    >>> parse_weights("task=0.5,logits=2", "loss_weights")
-    {'task': 0.5, 'logits': 2.0}
-
-    Raises:
-        ValueError: if the text does not parse or a weight is negative or not finite.
-    """
-    if value is None:
-        return None
-    try:
-        weights = {str(k): float(v) for k, v in _as_dict(value).items()}
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{argument} must read like task=0.5,logits=0.5 or be JSON, got {value!r}."
-        ) from error
-    for name, weight in weights.items():
-        if not 0.0 <= weight < float("inf"):
-            raise ValueError(
-                f"{argument}: the weight of {name!r} must be finite and at least 0, got {weight}. "
-                "A negative weight would push the student away from its target."
-            )
-    return weights
-
-
-def parse_slot_sizes(value: Any) -> list[int] | None:
-    """Slot sizes from a list or text such as `1,1,2,2`.
-
-    >>> parse_slot_sizes("1,1,2,2")
-    [1, 1, 2, 2]
-
-    Raises:
-        ValueError: if an entry is not a whole number of at least 1.
-    """
-    if value is None:
-        return None
-    try:
-        entries = value.strip("[] ").split(",") if isinstance(value, str) else list(value)
-        sizes = [int(str(entry).strip()) for entry in entries]
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"slot_sizes must read like 1,1,2,2, got {value!r}.") from error
-    if not sizes or min(sizes) < 1:
-        raise ValueError(
-            f"slot_sizes must be whole numbers of at least 1, got {value!r}. A successor block "
-            "that stands for no predecessor block has nothing to replace."
-        )
-    return sizes
-
-
-def _as_dict(value: dict[str, float] | str) -> dict[str, Any]:
-    if isinstance(value, dict):
-        return value
-    if value.lstrip().startswith("{"):
-        return json.loads(value)
-    pairs = [[part.strip() for part in item.split("=")] for item in value.split(",")]
-    if len({pair[0] for pair in pairs}) < len(pairs):
-        raise ValueError("a name occurs twice")
-    return dict(pairs)
-
-
-def _check_temperature(argument: str, value: float) -> None:
-    if not 0.0 < value < float("inf"):
-        raise ValueError(
-            f"{argument} must be above 0 and finite, got {value}. Logits are divided by it; values "
-            "from 1 to 10 are usual."
-        )
-
-
-def _check_schedule(argument: str, value: str, choices: Any) -> None:
-    if value not in choices.__args__ or value not in SCHEDULES:
-        raise ValueError(f"{argument} must be one of {', '.join(choices.__args__)}, got {value!r}.")

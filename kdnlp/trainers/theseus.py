@@ -13,11 +13,8 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel, TrainerCallback
 
-from kdnlp.arguments import (
-    CompressionTrainingArguments,
-    TheseusTrainingArguments,
-    parse_slot_sizes,
-)
+from kdnlp.argument_values import parse_slot_sizes
+from kdnlp.arguments import CompressionTrainingArguments, TheseusTrainingArguments
 from kdnlp.losses import DistillationLoss
 from kdnlp.losses.mapped import MappedLoss
 from kdnlp.models.layers import find_layers

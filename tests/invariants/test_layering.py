@@ -7,7 +7,7 @@ import kdnlp
 
 PACKAGE = Path(kdnlp.__file__).parent
 LEVELS = [
-    {"arguments", "schedules"},
+    {"arguments", "argument_values", "schedules"},
     {"data"},
     {"models"},
     {"losses"},
