@@ -124,6 +124,22 @@ class TeacherEnsemble(nn.Module):
         """The columns of token ids, one for each prefix."""
         return {f"{prefix}input_ids" for prefix in self.prefixes}
 
+    @property
+    def output_settings(self) -> dict[str, Any]:
+        """What decides the answers beside weights and `config`; `fingerprint_model` reads it."""
+        return {
+            "kind": self.kind,
+            "average": self.average,
+            "by_entropy": self.by_entropy,
+            "weights": self.weights.tolist(),
+            "prefixes": self.prefixes,
+            "orders": self.orders,
+            "members": [
+                {"class": type(member).__name__, "config": member.config.to_dict()}  # type: ignore[operator, union-attr]
+                for member in self.members
+            ],
+        }
+
     def forward(
         self,
         input_ids: torch.Tensor | None = None,

@@ -11,9 +11,10 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, BertConfig
 
 from kdnlp.models.cache.fingerprint import combine, fingerprint_model, fingerprint_rows
+from kdnlp.models.ensemble import TeacherEnsemble
 
 
-@pytest.mark.parametrize("name", ["bert", "gpt2", "deberta-v2"])
+@pytest.mark.parametrize("name", ["bert", "gpt2", "deberta-v2", "llama"])
 def test_a_model_that_was_saved_and_loaded_is_the_same(name, tmp_path):
     model = tiny_model(name, 2)
     before = fingerprint_model(model)
@@ -45,6 +46,7 @@ CHANGES = {
     "the dtype": lambda model: model.to(torch.bfloat16),
     "a setting": lambda model: setattr(model.config, "layer_norm_eps", 1e-3),
     "a buffer": lambda model: model.register_buffer("scale", torch.ones(1)),
+    "a buffer that is not saved": lambda model: model.bert.embeddings.position_ids.add_(1),
     "two swapped weights": lambda model: model.classifier.weight.data.copy_(
         model.classifier.weight.data.flip(0)
     ),
@@ -63,6 +65,68 @@ def test_another_class_with_the_same_state_is_another_model():
     first, second = nn.Sequential(nn.Linear(2, 2)), nn.ModuleList([nn.Linear(2, 2)])
     second.load_state_dict(first.state_dict())
     assert fingerprint_model(first) != fingerprint_model(second)
+
+
+def two_members(**second):
+    return [tiny_model("bert", 1), tiny_model("bert", 1, seed=1, **second)]
+
+
+def swapped_labels():
+    return {"id2label": {0: "yes", 1: "no"}, "label2id": {"yes": 0, "no": 1}}
+
+
+MULTI = {"problem_type": "multi_label_classification"}
+ENSEMBLES = {
+    "equal weights": lambda: TeacherEnsemble(two_members()),
+    "the first member alone": lambda: TeacherEnsemble(two_members(), [1, 0]),
+    "the second member alone": lambda: TeacherEnsemble(two_members(), [0, 1]),
+    "by a metric": lambda: TeacherEnsemble(two_members(), "by_metric", metrics=[0.9, 0.8]),
+    "by entropy": lambda: TeacherEnsemble(two_members(), "entropy"),
+    "logits": lambda: TeacherEnsemble(two_members(), average="logits"),
+    "other columns": lambda: TeacherEnsemble(two_members(), prefixes=["", "b_"]),
+    "their columns swapped": lambda: TeacherEnsemble(two_members(), prefixes=["b_", ""]),
+    "another order of labels": lambda: TeacherEnsemble(two_members(**swapped_labels())),
+    "a setting of the second": lambda: TeacherEnsemble(two_members(layer_norm_eps=1e-3)),
+    "an activation of the second": lambda: TeacherEnsemble(two_members(hidden_act="relu")),
+    "several labels an example": lambda: TeacherEnsemble(
+        [tiny_model("bert", 1, **MULTI), tiny_model("bert", 1, seed=1, **MULTI)]
+    ),
+    "members in another order": lambda: TeacherEnsemble(two_members()[::-1]),
+}
+
+
+def test_ensembles_of_the_same_weights_and_other_settings_are_not_taken_for_each_other():
+    first, second = ({n: fingerprint_model(e()) for n, e in ENSEMBLES.items()} for _ in range(2))
+    assert first == second
+    assert len(set(first.values())) == len(ENSEMBLES)
+
+
+def test_an_ensemble_that_was_changed_after_it_was_built_is_another():
+    changes = {
+        "weights": lambda e: e.weights.copy_(torch.tensor([0.9, 0.1])),
+        "average": lambda e: setattr(e, "average", "logits"),
+        "by_entropy": lambda e: setattr(e, "by_entropy", True),
+        "kind": lambda e: setattr(e, "kind", "regression"),
+        "prefixes": lambda e: setattr(e, "prefixes", ["", "b_"]),
+        "orders": lambda e: setattr(e, "orders", [None, [1, 0]]),
+        "config": lambda e: setattr(e.members[1].config, "layer_norm_eps", 1e-3),
+    }
+    before = fingerprint_model(TeacherEnsemble(two_members()))
+    after = {}
+    for name, change in changes.items():
+        ensemble = TeacherEnsemble(two_members())
+        change(ensemble)
+        after[name] = fingerprint_model(ensemble)
+    assert before not in after.values()
+    assert len(set(after.values())) == len(after)
+
+
+def test_where_the_members_of_an_ensemble_came_from_does_not_count():
+    ensemble = TeacherEnsemble(two_members())
+    before = fingerprint_model(ensemble)
+    ensemble.members[1].config._name_or_path = "elsewhere"
+    ensemble.members[1].config.use_cache = False
+    assert fingerprint_model(ensemble) == before
 
 
 def test_a_model_without_a_state_is_refused():

@@ -28,14 +28,16 @@ _UNRELATED = {
 
 
 def fingerprint_model(model: nn.Module) -> str:
-    """SHA-256 over the model's class, its configuration and every tensor of its state.
+    """SHA-256 over the model's class, its configuration, every tensor of its state and its buffers.
 
     Equal models give equal fingerprints wherever they were loaded from; another weight, dtype or
     configuration gives another one. Names, paths and versions do not count, and neither does the
     precision of a surrounding autocast, which is no part of a model.
 
     Args:
-        model: any module; its configuration is read from `model.config` if it has one.
+        model: any module; its configuration is read from `model.config` if it has one. What else
+            decides its outputs, and is no tensor, is read from `model.output_settings`: plain
+            values, such as `TeacherEnsemble.output_settings`.
 
     Returns:
         64 hexadecimal digits.
@@ -50,10 +52,13 @@ def fingerprint_model(model: nn.Module) -> str:
             "none. Two different ones could not be told apart, and one would be given the "
             "other's outputs. Register its modules, or combine the fingerprints of its parts."
         )
+    # The state leaves out the buffers that are not saved, which the outputs depend on all the same.
+    tensors = {**dict(model.named_buffers(remove_duplicate=False)), **state}
     config: Any = getattr(model, "config", None)
     settings = _settings(config.to_dict() if hasattr(config, "to_dict") else config)
-    text = json.dumps([type(model).__name__, settings], sort_keys=True, default=str)
-    return combine(text, fingerprint_tensors(state))
+    own = _settings(getattr(model, "output_settings", None))
+    text = json.dumps([type(model).__name__, settings, own], sort_keys=True, default=str)
+    return combine(text, fingerprint_tensors(tensors))
 
 
 def fingerprint_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
@@ -98,6 +103,8 @@ def _settings(config: Any) -> Any:
     if isinstance(config, Mapping):
         # Keys are text, as they are after a round trip through JSON.
         return {str(k): _settings(v) for k, v in config.items() if k not in _UNRELATED}
+    if isinstance(config, (list, tuple)):
+        return [_settings(value) for value in config]
     return config
 
 
