@@ -211,6 +211,21 @@ def test_a_teacher_that_fails_halfway_leaves_no_files(tmp_path):
     assert not [path for path in tmp_path.iterdir() if path.suffix != ".lock"]
 
 
+def test_what_others_keep_in_the_folder_survives(tmp_path):
+    key, locked, caps = "0" * 32, "a" * 32, "A" * 32
+    strangers = ["my_download.partial", f"{key}.partial", f"{locked}0.partial", f"{caps}.partial"]
+    for name in [*strangers, f"{locked}.partial"]:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "data").write_text("precious")
+    for lock in ("my_download", f"{locked}0", caps, locked):
+        (tmp_path / f"{lock}.lock").touch()
+    write_cache(token_sums, tmp_path)
+    assert not (tmp_path / f"{locked}.partial").exists()  # a dead run's
+    for name in strangers:
+        assert (tmp_path / name / "data").read_text() == "precious"
+    assert not (tmp_path / f"{key}.lock").exists()
+
+
 def test_the_size_is_shown_while_rank_0_writes_unless_it_is_told_not_to(tmp_path, capsys):
     cache = write_cache(token_sums, tmp_path, disable_tqdm=False)
     shown = capsys.readouterr().err

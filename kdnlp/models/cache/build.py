@@ -85,9 +85,9 @@ def cache_teacher(
 
     A cache is written under the name `<key>.partial` and renamed when it is whole, so that a
     killed process leaves none that could be read. While it writes it holds the lock
-    `<key>.lock`, which the operating system releases when it dies: a partial folder whose lock is
-    free is a dead process's, and is removed. Where another run holds it, this one waits and takes
-    what that run wrote. Nothing else is ever removed from `folder`.
+    `<key>.lock`, which the operating system releases when it dies: the partial folder of a key
+    whose lock is there and free is a dead process's, and is removed. Where another run holds it,
+    this one waits and takes what that run wrote. Nothing else is ever removed from `folder`.
 
     Args:
         predict: gives the frozen teacher's outputs for a collated batch, in eval mode: `logits`

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -20,6 +21,7 @@ from kdnlp.models.cache.store import FORMAT, META, Layout, TeacherCache, array_f
 logger = logging.getLogger(__name__)
 
 _PARTIAL, _LOCK = ".partial", ".lock"
+_OURS = re.compile(r"[0-9a-f]{32}" + re.escape(_PARTIAL))
 
 
 @contextmanager
@@ -165,9 +167,16 @@ def _locked(target: Path) -> Iterator[None]:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Remove what dead processes left: the partial folders whose locks are free."""
+    """Remove what dead processes left: the partial folders of keys whose locks are free.
+
+    The folder may hold what others keep there under such names. A run makes its lock before its
+    partial folder, so that one without a lock is a stranger's.
+    """
     for partial in folder.glob(f"*{_PARTIAL}"):
-        with suppress(Timeout), FileLock(f"{partial.with_suffix('')}{_LOCK}", timeout=0):
+        lock = partial.with_suffix(_LOCK)
+        if not _OURS.fullmatch(partial.name) or not lock.is_file():
+            continue
+        with suppress(Timeout), FileLock(lock, timeout=0):
             shutil.rmtree(partial, ignore_errors=True)
 
 
