@@ -10,6 +10,7 @@ from torch import nn
 
 from kdnlp.arguments import DistillationTrainingArguments
 from kdnlp.models.cache import (
+    ROW_COLUMN,
     CachedCollator,
     TeacherCache,
     cache_teacher,
@@ -17,11 +18,15 @@ from kdnlp.models.cache import (
     fingerprint_model,
     with_row_numbers,
 )
+from kdnlp.models.cache.rows import check_dataset, without_row_numbers
 from kdnlp.trainers.step import WeightedLossTrainer
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_FOLDER = Path(HF_HOME, "kdnlp", "teacher_outputs")
+
+_SEVERAL_ANSWERS = ("multi_label_classification", "regression")
+"""Tasks whose logits are no distribution over the labels."""
 
 
 def use_cache(trainer: WeightedLossTrainer, settled: str = "") -> TeacherCache:
@@ -32,12 +37,20 @@ def use_cache(trainer: WeightedLossTrainer, settled: str = "") -> TeacherCache:
     Args:
         trainer: one whose run has begun, so that the layers that its losses read are kept.
         settled: what else decides the outputs, such as the order in which labels are read.
+
+    Raises:
+        TypeError: if the training rows are no `datasets.Dataset`.
+        ValueError: if top-k logits are asked for where every logit is read, the rows have numbers
+            that do not count from 0, or `cache_teacher` refuses.
     """
     args = trainer.args
     assert isinstance(args, DistillationTrainingArguments)
     assert trainer.partner is not None
-    rows = trainer.train_dataset
-    kept = trainer._remove_unused_columns(rows, "training") if _has_columns(rows) else rows
+    _check_top_k(trainer, args.teacher_cache_top_k)
+    rows: Any = trainer.train_dataset
+    check_dataset(rows)
+    trainer._signature_columns = None  # may be those of an earlier dataset
+    kept = trainer._remove_unused_columns(without_row_numbers(rows), "training")
     cache = cache_teacher(
         lambda batch: answers(trainer, batch),
         kept,
@@ -55,10 +68,24 @@ def use_cache(trainer: WeightedLossTrainer, settled: str = "") -> TeacherCache:
         disable_tqdm=bool(args.disable_tqdm),
     )
     logger.info("The teacher's outputs are read from %s.", cache.folder)
-    trainer.train_dataset = with_row_numbers(rows)
+    cache.dataset = rows if ROW_COLUMN in rows.column_names else with_row_numbers(rows)
+    trainer.train_dataset = cache.dataset
     trainer._signature_columns = None  # the row's number is one more
     trainer.data_collator = CachedCollator(trainer.data_collator, cache)  # type: ignore[assignment]
     return cache
+
+
+def check_rows(trainer: WeightedLossTrainer) -> None:
+    """Raise `ValueError` if the rows are no longer those whose outputs were cached.
+
+    Without a cache any rows will do.
+    """
+    if trainer.cache is not None and trainer.train_dataset is not trainer.cache.dataset:
+        raise ValueError(
+            "Expected the train_dataset that the teacher's outputs were cached for, got another "
+            "one. Its rows would learn other rows' answers, or none. Make a new trainer, with the "
+            "teacher, for other rows."
+        )
 
 
 def answers(trainer: WeightedLossTrainer, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,8 +102,24 @@ def free(model: nn.Module) -> None:
         nn.Module.to(model, "cpu")
 
 
-def _has_columns(rows: Any) -> bool:
-    return hasattr(rows, "column_names")
+def _check_top_k(trainer: WeightedLossTrainer, top_k: int | None) -> None:
+    """Refuse to cut logits that are read otherwise than as one distribution over the labels."""
+    taught = {n: x for n, x in trainer.losses.items() if x.needs_teacher and "logits" in x.needs}
+    whole = [
+        f"{name} ({type(loss).__name__})"
+        for name, loss in taught.items()
+        if not getattr(loss, "reads_probabilities", False)
+    ]
+    if taught and trainer.task in _SEVERAL_ANSWERS:
+        whole = [f"the task {trainer.task}"]
+    if top_k is not None and whole:
+        raise ValueError(
+            f"teacher_cache_top_k={top_k} keeps the largest logits and makes up the others, whose "
+            "probability it spreads evenly: expected losses that read the probabilities of one "
+            f"class an item, got {', '.join(whole)}. Made-up logits would be taught as the "
+            "teacher's. Leave teacher_cache_top_k unset to cache all logits; "
+            'teacher_cache_dtype="bfloat16" halves them.'
+        )
 
 
 def _precision(trainer: WeightedLossTrainer) -> str:

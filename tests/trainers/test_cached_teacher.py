@@ -14,8 +14,11 @@ from settings import (
 )
 
 from kdnlp.arguments import DistillationTrainingArguments
-from kdnlp.losses import LogitsLoss, TeacherFreeLoss
+from kdnlp.losses import HiddenLoss, LogitsCosineLoss, LogitsLoss, LogitsMSELoss, TeacherFreeLoss
+from kdnlp.models.cache import CachedCollator
+from kdnlp.models.ensemble import TeacherEnsemble
 from kdnlp.models.student import build_student
+from kdnlp.trainers.cached import check_rows
 
 CACHED = TRAINER_ROWS["distillation-cached"]
 LAYERS = ("hidden", "attention", "attention_scores", "relation", "patient", "similarity")
@@ -86,6 +89,28 @@ def test_another_teacher_is_another_cache(tmp_path):
         histories.append(history(trainer, "loss_logits"))
     assert len([path for path in (tmp_path / "teacher").iterdir() if path.is_dir()]) == 2
     assert histories[0] != histories[1]
+
+
+@pytest.mark.parametrize("options", [{"average": "logits"}, {"weights": [0, 1]}], ids=str)
+def test_ensembles_of_the_same_members_that_share_a_folder_get_their_own_answers(options, tmp_path):
+    members = [tiny_model("bert", 1, seed=seed) for seed in (1, 2)]
+    row = TrainerRow("DistillationTrainer", losses=lambda: {"logits": LogitsLoss()})
+    runs = {}
+    for name, chosen in {"plain": {"weights": [1, 0]}, "other": options}.items():
+        for cached in (False, True):
+            trainer = build_trainer(
+                row,
+                tmp_path / f"{name}-{cached}",
+                TeacherEnsemble(members, **chosen),
+                build_student(tiny_model("bert", 4), 2),
+                cache_teacher_outputs=cached,
+                teacher_cache_dir=str(tmp_path / "teacher") if cached else None,
+            )
+            trainer.train()
+            runs[name, cached] = history(trainer, "loss_logits")
+    for name in ("plain", "other"):
+        assert runs[name, True] == pytest.approx(runs[name, False], rel=1e-5)
+    assert runs["plain", False] != pytest.approx(runs["other", False], rel=1e-3)
 
 
 def test_the_teacher_is_let_go_and_the_trainer_says_so(tmp_path):
@@ -159,6 +184,139 @@ def test_rows_that_cannot_be_counted_are_refused(tmp_path):
     trainer = build_trainer(CACHED, tmp_path, trainer_options={"train_dataset": rows})
     with pytest.raises(TypeError, match=r"Expected a tokenised datasets\.Dataset"):
         trainer.train()
+
+
+def test_rows_that_are_numbered_already_keep_their_numbers(tmp_path):
+    folder = str(tmp_path / "teacher")
+    first = build_trainer(CACHED, tmp_path / "first", teacher_cache_dir=folder)
+    first.train()
+    options = {"train_dataset": first.train_dataset}
+    again = build_trainer(
+        CACHED, tmp_path / "again", trainer_options=options, teacher_cache_dir=folder
+    )
+    again.train()
+    assert again.train_dataset is first.train_dataset
+    assert again.cache.folder == first.cache.folder
+    assert history(again, "loss_logits") == history(first, "loss_logits")
+
+
+def test_numbers_of_another_order_are_refused(tmp_path):
+    first = build_trainer(CACHED, tmp_path / "first")
+    first.train()
+    options = {"train_dataset": first.train_dataset.shuffle(seed=0)}
+    trainer = build_trainer(CACHED, tmp_path / "second", trainer_options=options)
+    with pytest.raises(ValueError, match=r"shuffled or filtered since.*remove_columns"):
+        trainer.train()
+
+
+def test_other_rows_than_those_that_were_cached_are_refused(tmp_path):
+    trainer = build_trainer(CACHED, tmp_path / "run")
+    check_rows(trainer)  # nothing is cached yet
+    trainer.train()
+    check_rows(trainer)
+    other = build_trainer(
+        CACHED,
+        tmp_path / "other",
+        trainer_options={"train_dataset": tiny_dataset(seed=5)},
+    )
+    other.train()
+    cached = trainer.train_dataset
+    for rows in (other.train_dataset, tiny_dataset(seed=5), None):
+        trainer.train_dataset = rows
+        with pytest.raises(ValueError, match=r"another one.*other rows' answers.*new trainer"):
+            check_rows(trainer)
+    trainer.train_dataset = cached
+    check_rows(trainer)
+
+
+class Probabilities(LogitsLoss):
+    """A loss of a softmax alone."""
+
+    reads_probabilities = True
+
+
+class Logits(LogitsLoss):
+    """A loss that does not say what it reads."""
+
+    reads_probabilities = False
+
+
+THREE_LABELS = {"id2label": {0: "a", 1: "b", 2: "c"}, "label2id": {"a": 0, "b": 1, "c": 2}}
+TOP_K = {"cache_teacher_outputs": True, "teacher_cache_top_k": 1}
+
+
+@pytest.mark.parametrize(
+    ("losses", "named"),
+    [
+        ({"a": LogitsMSELoss}, r"a \(LogitsMSELoss\)\. Made-up"),
+        ({"a": LogitsCosineLoss}, r"a \(LogitsCosineLoss\)\. Made-up"),
+        ({"a": Probabilities, "b": Logits}, r"got b \(Logits\)\. Made-up"),
+    ],
+)
+def test_top_k_is_refused_where_a_loss_reads_every_logit(losses, named, tmp_path):
+    row = TrainerRow("DistillationTrainer", losses=lambda: {n: x() for n, x in losses.items()})
+    partner = tiny_model("bert", 4, **THREE_LABELS)
+    settings = {**TOP_K, "teacher_cache_dir": str(tmp_path / "teacher")}
+    trainer = build_trainer(row, tmp_path / "run", partner, **settings)
+    with pytest.raises(ValueError, match=rf"teacher_cache_top_k=1 .*{named}.*unset"):
+        trainer.train()
+    assert not (tmp_path / "teacher").exists()
+
+
+@pytest.mark.parametrize("task", ["multi_label_classification", "regression"])
+def test_top_k_is_refused_where_logits_are_no_distribution(task, tmp_path):
+    settings = {**TOP_K, "teacher_cache_dir": str(tmp_path / "teacher")}
+    trainer = build_cell("logits", task, tmp_path / "run", **settings)
+    trainer.losses = {"loss": Probabilities()}
+    trainer.losses["loss"].prepare(trainer.student.config, trainer.partner.config, trainer.task)
+    with pytest.raises(ValueError, match=rf"one class an item, got the task {task}\."):
+        trainer.train()
+    assert not (tmp_path / "teacher").exists()
+
+
+def test_top_k_is_no_matter_to_losses_that_read_no_logits(tmp_path):
+    losses = {"loss": Probabilities(), "hidden": HiddenLoss(), "free": TeacherFreeLoss()}
+    row = TrainerRow("DistillationTrainer", losses=lambda: losses)
+    partner = tiny_model("bert", 4, **THREE_LABELS)
+    settings = {**TOP_K, "teacher_cache_dir": str(tmp_path / "teacher")}
+    trainer = build_trainer(row, tmp_path / "run", partner, **settings)
+    trainer.train()
+    assert trainer.cache.layout.labels == 3
+
+
+def test_the_teacher_sees_the_columns_of_training_and_text_does_not_stop_it(tmp_path):
+    seen = set()
+
+    def collator(features):
+        seen.update(frozenset(feature) for feature in features)
+        numbers = ("input_ids", "attention_mask", "labels")
+        return {name: torch.tensor([f[name] for f in features]) for name in numbers}
+
+    folder, text = tmp_path / "teacher", ["a"] * 32
+    for name in ("teacher_name", "sentence"):
+        rows = tiny_dataset().add_column(name, text)
+        options = {"train_dataset": rows, "data_collator": collator, "eval_dataset": None}
+        trainer = build_trainer(
+            CACHED, tmp_path / name, trainer_options=options, teacher_cache_dir=str(folder)
+        )
+        seen.clear()
+        trainer.train()
+        assert len(seen) == 1, seen
+        assert "sentence" not in next(iter(seen))
+        assert isinstance(trainer.data_collator, CachedCollator)
+        assert name in trainer.train_dataset.column_names
+    assert len([path for path in folder.iterdir() if path.is_dir()]) == 1
+
+
+def test_text_beside_the_teachers_columns_passes_the_stock_collator(tmp_path):
+    rows = tiny_dataset()
+    runs = []
+    for name, data in {"plain": rows, "text": rows.add_column("teacher_name", ["a"] * 32)}.items():
+        options = {"train_dataset": data}
+        trainer = build_trainer(CACHED, tmp_path / name, trainer_options=options)
+        trainer.train()
+        runs.append((history(trainer, "loss"), trainer.cache.folder.name))
+    assert runs[0] == runs[1]
 
 
 @pytest.mark.parametrize(

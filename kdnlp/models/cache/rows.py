@@ -42,7 +42,8 @@ def without_row_numbers(dataset: Dataset) -> Dataset:
         raise ValueError(
             f"Expected {ROW_COLUMN!r} to count the rows from 0, got other numbers: the dataset was "
             "shuffled or filtered since. Its rows would be stored in other rows' places. Write the "
-            "cache of the dataset as with_row_numbers returned it."
+            "cache of the dataset as with_row_numbers returned it, or number it anew: "
+            f"dataset.remove_columns({ROW_COLUMN!r})."
         )
     return dataset.remove_columns(ROW_COLUMN)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
 
 from kdnlp.models.cache.fields import INDICES, Field, batch_masks, join_outputs, unpack
 from kdnlp.models.cache.numbers import STORED_TYPES, decode, dense_logits
@@ -84,12 +85,16 @@ class TeacherCache:
     Args:
         folder: one that `cache_teacher` has written.
 
+    Attributes:
+        dataset: the numbered rows that a trainer reads it for; it stays in this process.
+
     Raises:
         ValueError: if the folder is not a whole cache of this format.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
+        self.dataset: Dataset | None = None
         try:
             self.layout = _read_layout(self.folder)
             self._arrays = {field.name: self._map(field) for field in self.layout.fields}
