@@ -88,6 +88,7 @@ class CorrelationLoss(ClassLogitsLoss):
   year={2022}
 }"""
     tasks = CHOICE_TASKS - {"question_answering"}  # whose labels are other positions in each text
+    reads_probabilities = False  # it correlates over all labels, the unlikely ones too
 
     def __init__(
         self, beta: float = 1.0, gamma: float = 1.0, temperature: float | None = None

@@ -18,7 +18,7 @@ from kdnlp.models.alignment import input_names
 from kdnlp.models.heads import task_kind
 from kdnlp.models.layers import find_layers
 from kdnlp.models.precision import restore_forward, wrapped_forward
-from kdnlp.trainers.cached import use_cache
+from kdnlp.trainers.cached import check_rows, use_cache
 from kdnlp.trainers.intermediate import IntermediateOutputs, layers_read
 from kdnlp.trainers.output_dir import check_output_dir, remove_checkpoints
 from kdnlp.trainers.step import TASK, WeightedLossTrainer
@@ -128,6 +128,7 @@ class CompressionTrainer(WeightedLossTrainer):
 
     def join(self, model: PreTrainedModel) -> None:
         """Register on `model` what trains beside it; `part` takes it off again."""
+        check_rows(self)
         self._in_training_precision(model)
         if self.partner is not None:
             self.partner.eval()

@@ -338,3 +338,26 @@ def test_every_loss_with_a_teacher_can_be_cached():
     taught = [name for name, row in LOSS_ROWS.items() if row.build().needs_teacher]
     assert set(LAYERS) | {"logits"} <= set(taught)
     assert torch.get_default_dtype() == torch.float32  # what the stated tolerance is for
+
+
+def test_rows_that_were_put_in_after_caching_are_refused(tmp_path):
+    trainer = build_trainer(CACHED, tmp_path)
+    trainer.train()
+    trainer.train_dataset = tiny_dataset(seed=7)
+    with pytest.raises(ValueError, match=r"Expected the train_dataset that the teacher's outputs"):
+        trainer.train()
+
+
+def test_another_depth_in_a_search_says_that_it_reads_other_layers(tmp_path):
+    teacher, depths = tiny_model("bert", 4), iter([2, 2, 3])
+    trainer = build_trainer(
+        TrainerRow("DistillationTrainer", losses=lambda: {"hidden": HiddenLoss()}),
+        tmp_path,
+        teacher,
+        trainer_options={"model_init": lambda: build_student(teacher, next(depths))},
+        cache_teacher_outputs=True,
+        teacher_cache_dir=str(tmp_path / "teacher"),
+    )
+    trainer.train()
+    with pytest.raises(ValueError, match=r"were cached for an earlier one"):
+        trainer.train()
