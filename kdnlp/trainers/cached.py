@@ -108,7 +108,7 @@ def _check_top_k(trainer: WeightedLossTrainer, top_k: int | None) -> None:
     whole = [
         f"{name} ({type(loss).__name__})"
         for name, loss in taught.items()
-        if not getattr(loss, "reads_probabilities", False)
+        if not loss.reads_probabilities
     ]
     if taught and trainer.task in _SEVERAL_ANSWERS:
         whole = [f"the task {trainer.task}"]

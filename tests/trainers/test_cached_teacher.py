@@ -14,7 +14,14 @@ from settings import (
 )
 
 from kdnlp.arguments import DistillationTrainingArguments
-from kdnlp.losses import HiddenLoss, LogitsCosineLoss, LogitsLoss, LogitsMSELoss, TeacherFreeLoss
+from kdnlp.losses import (
+    DistillationLoss,
+    HiddenLoss,
+    LogitsCosineLoss,
+    LogitsLoss,
+    LogitsMSELoss,
+    TeacherFreeLoss,
+)
 from kdnlp.models.cache import CachedCollator
 from kdnlp.models.ensemble import TeacherEnsemble
 from kdnlp.models.student import build_student
@@ -229,16 +236,8 @@ def test_other_rows_than_those_that_were_cached_are_refused(tmp_path):
     check_rows(trainer)
 
 
-class Probabilities(LogitsLoss):
-    """A loss of a softmax alone."""
-
-    reads_probabilities = True
-
-
-class Logits(LogitsLoss):
-    """A loss that does not say what it reads."""
-
-    reads_probabilities = False
+class AnyLogits(DistillationLoss):
+    """A loss that does not say what it reads of the logits."""
 
 
 THREE_LABELS = {"id2label": {0: "a", 1: "b", 2: "c"}, "label2id": {"a": 0, "b": 1, "c": 2}}
@@ -250,7 +249,7 @@ TOP_K = {"cache_teacher_outputs": True, "teacher_cache_top_k": 1}
     [
         ({"a": LogitsMSELoss}, r"a \(LogitsMSELoss\)\. Made-up"),
         ({"a": LogitsCosineLoss}, r"a \(LogitsCosineLoss\)\. Made-up"),
-        ({"a": Probabilities, "b": Logits}, r"got b \(Logits\)\. Made-up"),
+        ({"a": LogitsLoss, "b": AnyLogits}, r"got b \(AnyLogits\)\. Made-up"),
     ],
 )
 def test_top_k_is_refused_where_a_loss_reads_every_logit(losses, named, tmp_path):
@@ -267,15 +266,13 @@ def test_top_k_is_refused_where_a_loss_reads_every_logit(losses, named, tmp_path
 def test_top_k_is_refused_where_logits_are_no_distribution(task, tmp_path):
     settings = {**TOP_K, "teacher_cache_dir": str(tmp_path / "teacher")}
     trainer = build_cell("logits", task, tmp_path / "run", **settings)
-    trainer.losses = {"loss": Probabilities()}
-    trainer.losses["loss"].prepare(trainer.student.config, trainer.partner.config, trainer.task)
     with pytest.raises(ValueError, match=rf"one class an item, got the task {task}\."):
         trainer.train()
     assert not (tmp_path / "teacher").exists()
 
 
 def test_top_k_is_no_matter_to_losses_that_read_no_logits(tmp_path):
-    losses = {"loss": Probabilities(), "hidden": HiddenLoss(), "free": TeacherFreeLoss()}
+    losses = {"loss": LogitsLoss(), "hidden": HiddenLoss(), "free": TeacherFreeLoss()}
     row = TrainerRow("DistillationTrainer", losses=lambda: losses)
     partner = tiny_model("bert", 4, **THREE_LABELS)
     settings = {**TOP_K, "teacher_cache_dir": str(tmp_path / "teacher")}
