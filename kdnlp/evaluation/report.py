@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from transformers import PreTrainedModel
 
 from kdnlp.data.task import Task
@@ -90,6 +91,7 @@ class CompressionReport:
         max_seconds: float | None = 60.0,
         run: Mapping[str, Any] | None = None,
         stack: str | None = None,
+        device: torch.device | str | None = None,
     ) -> "CompressionReport":
         """Profile the models side by side and join that with their metrics.
 
@@ -102,6 +104,7 @@ class CompressionReport:
             max_seconds: what measuring the latencies may take, roughly.
             run: what else the report should say, as plain values.
             stack: `"encoder"` or `"decoder"`, for models that have both.
+            device: where the latencies are measured; `None` is where the first model lies.
 
         Raises:
             ValueError: if a model has no metrics, or the sequence is longer than a model allows.
@@ -114,7 +117,7 @@ class CompressionReport:
                 "or leave it out."
             )
         length = sequence_length or task.max_length
-        rows = measure_latency(models, batch_sizes, length, max_seconds=max_seconds)
+        rows = measure_latency(models, batch_sizes, length, device=device, max_seconds=max_seconds)
         return cls(
             task=task.name,
             metric_names=task.metrics,
@@ -122,7 +125,7 @@ class CompressionReport:
                 _account(name, model, metrics[name], rows, length, stack)
                 for name, model in models.items()
             ),
-            setting=describe_setting(models, length),
+            setting=describe_setting(models, length, device),
             run=dict(run or {}),
         )
 

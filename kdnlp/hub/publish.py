@@ -60,8 +60,15 @@ def publish_results(
         on_hub = not os.path.isdir(base_model)
         origin = base_model if on_hub else Path(base_model).resolve().name
         facts = describe_run(trainer, task, base_model=origin, base_model_on_hub=on_hub, **run)
+        # A teacher whose outputs are cached has left the run's device.
         report = CompressionReport.measure(
-            models, metrics, task, sequence_length, max_seconds=max_seconds, run=facts
+            models,
+            metrics,
+            task,
+            sequence_length,
+            max_seconds=max_seconds,
+            run=facts,
+            device=args.device,
         )
         report.save(str(args.output_dir))
         own_name = Path(str(args.output_dir)).resolve().name

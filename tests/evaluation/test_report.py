@@ -1,5 +1,6 @@
 """The report says what was measured, in the right direction, and is never half there."""
 
+import inspect
 import json
 import math
 from dataclasses import replace
@@ -9,6 +10,7 @@ from PIL import Image
 from settings import tiny_model
 
 from kdnlp.data.task import Task
+from kdnlp.evaluation import report as report_module
 from kdnlp.evaluation import tables
 from kdnlp.evaluation.report import CompressionReport, ModelAccount
 from kdnlp.evaluation.tables import report_markdown, report_rows
@@ -80,6 +82,25 @@ def test_measuring_leaves_the_models_in_the_mode_they_had():
     scores = dict.fromkeys(models, metrics(0.5))
     CompressionReport.measure(models, scores, TASK, batch_sizes=(1,), max_seconds=0.1)
     assert [model.training for model in models.values()] == [True, False]
+
+
+def test_latencies_and_their_setting_are_of_the_device_that_was_asked_for(monkeypatch):
+    asked = []
+    for name in ("measure_latency", "describe_setting"):
+        bound = inspect.signature(getattr(report_module, name)).bind
+        result = {"measure_latency": latency("small", 1.0), "describe_setting": SETTING}[name]
+
+        def noted(*arguments, bound=bound, result=result, **options):
+            asked.append(bound(*arguments, **options).arguments.get("device"))
+            return result
+
+        monkeypatch.setattr(report_module, name, noted)
+    models, scores = {"small": tiny_model("bert", 1)}, {"small": metrics(0.8)}
+    for device in (None, "cuda:1"):
+        report = CompressionReport.measure(models, scores, TASK, device=device)
+        # What is counted and not timed needs no such device.
+        assert report["small"].flops == flops_per_example(models["small"], 12).flops
+    assert asked == [None, None, "cuda:1", "cuda:1"]
 
 
 def test_ratios_point_the_right_way():
