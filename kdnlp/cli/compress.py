@@ -1,10 +1,8 @@
 """`kdnlp theseus` and `kdnlp distill`: from a fine-tuned model to a smaller one and its report."""
 
 import copy
-import inspect
-import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,13 +15,20 @@ from kdnlp.arguments import (
     DistillationTrainingArguments,
     TheseusTrainingArguments,
 )
-from kdnlp.cli.options import CompressionOptions, DataOptions, DistillOptions, TheseusOptions
+from kdnlp.cli.loss_settings import resolve_losses
+from kdnlp.cli.options import (
+    CompressionOptions,
+    DataOptions,
+    DistillOptions,
+    SmallerOptions,
+    TheseusOptions,
+)
 from kdnlp.cli.parsing import parse_arguments
 from kdnlp.cli.steps import command_line, load_task, print_report, start, trainer_inputs
 from kdnlp.data.task import Task
 from kdnlp.evaluation.evaluate import evaluate_model
+from kdnlp.evaluation.report import Metrics
 from kdnlp.hub.publish import publish_results
-from kdnlp.losses import LOSSES, DistillationLoss
 from kdnlp.models.ensemble import TeacherEnsemble
 from kdnlp.models.layers import find_layers
 from kdnlp.models.pretrained import in_model_order, load_finetuned, load_for_finetuning
@@ -42,6 +47,16 @@ _DATACLASSES = {
     "theseus": (TheseusOptions, DataOptions, TheseusTrainingArguments),
     "distill": (DistillOptions, DataOptions, DistillationTrainingArguments),
 }
+_TRAINERS: dict[str, type[DistillationTrainer] | type[TheseusTrainer]] = {
+    "theseus": TheseusTrainer,
+    "distill": DistillationTrainer,
+}
+_NAMES = {
+    TheseusTrainer.method: ("predecessor", "successor"),
+    DistillationTrainer.method: ("teacher", "student"),
+}
+"""What a report calls the original and the smaller model, by the trainer's method."""
+
 _DESCRIPTIONS = {
     "theseus": "Compress a fine-tuned model by BERT-of-Theseus (Xu et al. 2020): the blocks of a "
     "smaller successor take the places of the predecessor's while it runs.",
@@ -67,41 +82,72 @@ def main(command: str, argv: Sequence[str]) -> None:
     losses = resolve_losses(options.losses)
     set_seed(args.seed)
     task, rows = load_task(data, args.seed)
-    source = options.predecessor if command == "theseus" else options.teacher
-    dtype = getattr(torch, getattr(options, "teacher_dtype", "float32"))
-    original, tokenizer = load_finetuned(source, task, revision=options.revision, dtype=dtype)
+    original, tokenizer = load_original(options, task)
     task = in_model_order(task, original.config)
     check_report_length(options.report_length, tokenizer, original)
     splits, inputs = trainer_inputs(rows, task, tokenizer, data, args)
     smaller = build_smaller(options, original, task, tokenizer)
     initial = copy.deepcopy(smaller) if options.baseline else None
-    trainer_class = TheseusTrainer if command == "theseus" else DistillationTrainer
     partner = join_teachers(original, getattr(options, "more_teachers", None), task, tokenizer)
-    trainer: CompressionTrainer = trainer_class(smaller, partner, args, losses, **inputs)
-
-    names = ("predecessor", "successor") if command == "theseus" else ("teacher", "student")
+    trainer = _TRAINERS[command](smaller, partner, args, losses, **inputs)
     evaluated = partial(evaluate_model, args=args, splits=splits, task=task, tokenizer=tokenizer)
-    models, metrics = {names[0]: original}, {names[0]: evaluated(original)}
-    logger.info("The %s scores %s.", names[0], metrics[names[0]])
-    facts = {} if partner is original else {"ensemble_metrics": evaluated(partner)}
-    trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model()
-    models[names[1]], metrics[names[1]] = trainer.student, evaluated(trainer.student)
-    if initial is not None:
-        models["baseline"] = finetune_baseline(initial, args, inputs, checkpoint is not None)
-        metrics["baseline"] = evaluated(models["baseline"])
+    models, metrics, facts = train_models(trainer, original, initial, inputs, checkpoint, evaluated)
     report = publish_results(
         trainer,
         models,
         metrics,
         task,
-        base_model=source,
+        base_model=source_of(options),
         sequence_length=options.report_length,
         max_seconds=options.report_seconds,
         command=command_line(command, argv),
         **facts,
     )
     print_report(report, str(args.output_dir))
+
+
+def source_of(options: SmallerOptions) -> str:
+    """Folder or Hub id of the model that is compressed."""
+    return str(getattr(options, "predecessor", None) or getattr(options, "teacher", None))
+
+
+def load_original(
+    options: SmallerOptions, task: Task
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model that is compressed, in the type of weights that was asked for."""
+    dtype = getattr(torch, getattr(options, "teacher_dtype", "float32"))
+    return load_finetuned(source_of(options), task, revision=options.revision, dtype=dtype)
+
+
+def train_models(
+    trainer: CompressionTrainer,
+    original: PreTrainedModel,
+    initial: PreTrainedModel | None,
+    inputs: dict[str, Any],
+    checkpoint: str | None,
+    evaluated: Callable[[PreTrainedModel], Metrics],
+) -> tuple[dict[str, PreTrainedModel], dict[str, Metrics], dict[str, Metrics]]:
+    """Train the smaller model and its baseline, and evaluate them and the original.
+
+    Returns:
+        The models and their metrics by name, the original first; and the metrics of several
+        teachers together, where the original is not the only one.
+    """
+    first, second = _NAMES[trainer.method]
+    models, metrics = {first: original}, {first: evaluated(original)}
+    logger.info("The %s scores %s.", first, metrics[first])
+    partner = trainer.partner
+    facts = {}
+    if partner is not None and partner is not original:
+        facts["ensemble_metrics"] = evaluated(partner)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model()
+    models[second], metrics[second] = trainer.student, evaluated(trainer.student)
+    if initial is not None:
+        resumed = checkpoint is not None
+        models["baseline"] = finetune_baseline(initial, trainer.args, inputs, resumed)
+        metrics["baseline"] = evaluated(models["baseline"])
+    return models, metrics, facts
 
 
 def join_teachers(
@@ -180,50 +226,6 @@ def parse_init_layers(value: str) -> InitLayers:
         raise ValueError(
             f"--init_layers must be first, last, spaced, or indices such as 0,2,4, got {value!r}."
         ) from error
-
-
-def resolve_losses(text: str | None) -> dict[str, DistillationLoss] | None:
-    """Losses by name, from text such as `logits,hidden` or JSON with the settings of each.
-
-    >>> resolve_losses('{"hidden": {"layer_map": "skip"}}')["hidden"].config()["layer_map"]
-    'skip'
-
-    Raises:
-        ValueError: if a name is not in `LOSSES`, or a setting is none of the loss's.
-    """
-    if text is None:
-        return None
-    wanted = _named_settings(text)
-    unknown = [name for name in wanted if name not in LOSSES]
-    if unknown:
-        raise ValueError(
-            f"--losses names {', '.join(unknown)}; expected names out of {', '.join(LOSSES)}. The "
-            "loss on the labels, `task`, is always there; weigh it with --loss_weights."
-        )
-    return {name: _build_loss(name, settings) for name, settings in wanted.items()}
-
-
-def _named_settings(text: str) -> dict[str, dict[str, Any]]:
-    if not text.lstrip().startswith("{"):
-        return {name.strip(): {} for name in text.split(",")}
-    try:
-        return {name: dict(settings or {}) for name, settings in json.loads(text).items()}
-    except (ValueError, TypeError) as error:
-        raise ValueError(
-            "--losses must read like logits,hidden or, with settings, be JSON such as "
-            f'{{"logits": {{}}, "hidden": {{"layer_map": "skip"}}}}, got {text!r}.'
-        ) from error
-
-
-def _build_loss(name: str, settings: dict[str, Any]) -> DistillationLoss:
-    known = list(inspect.signature(LOSSES[name]).parameters)
-    unknown = sorted(set(settings) - set(known))
-    if unknown:
-        raise ValueError(
-            f"--losses gives {name} the settings {', '.join(unknown)}, which it does not have; it "
-            f"has {', '.join(known) or 'none'}."
-        )
-    return LOSSES[name](**settings)
 
 
 def finetune_baseline(

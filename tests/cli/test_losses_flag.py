@@ -1,9 +1,11 @@
 """`--losses` reads names, or JSON with the settings of each loss."""
 
+import json
+
 import pytest
 
-from kdnlp.cli.compress import resolve_losses
-from kdnlp.losses import HiddenLoss, LogitsLoss
+from kdnlp.cli.loss_settings import resolve_losses
+from kdnlp.losses import LOSSES, HiddenLoss, LogitsLoss
 
 
 def test_names_are_read_with_default_settings():
@@ -35,3 +37,50 @@ def test_settings_are_read_from_json():
 def test_a_misspelt_loss_or_setting_is_refused(text, message):
     with pytest.raises(ValueError, match=message):
         resolve_losses(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"hidden": {"layer_map": 3}}', r"gives hidden layer_map=3; expected str \| .*Mapping"),
+        ('{"hidden": {"layer_map": {"one": 3}}}', r'hidden layer_map=\{"one": 3\}; expected'),
+        ('{"hidden": {"layer_map": {"1": 2.5}}}', r"hidden layer_map=.*; expected"),
+        ('{"hidden": {"projection": "no"}}', r'hidden projection="no"; expected bool \| None'),
+        ('{"relation": {"relation_heads": "4"}}', r'relation_heads="4"; expected int \| None'),
+        ('{"relation": {"relation_heads": true}}', r"relation_heads=true; expected int"),
+        ('{"relation": {"relations": [1]}}', r"relations=\[1\]; expected .*Sequence\[str\]"),
+        (
+            '{"relation": {"relation_heads": 0}}',
+            r"relation the settings .*must be at least 1",
+        ),
+        ('{"logits": {"temperature": "3"}}', r'logits temperature="3"; expected float \| None'),
+        ('{"logits": {"temperature": -1}}', r"gives logits the settings .*above 0"),
+        ('{"decoupled": {"alpha": null}}', r"decoupled alpha=null; expected float"),
+        ('{"attention": {"distance": 1}}', r"attention distance=1; expected Literal"),
+        ('{"logits_mse": {"args": 1}}', r"logits_mse the settings args, .*it has none"),
+    ],
+)
+def test_a_setting_of_another_type_is_refused_before_anything_is_loaded(text, message):
+    with pytest.raises(ValueError, match=message):
+        resolve_losses(text)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_no_setting_that_a_loss_says_of_itself_is_refused(name):
+    settings = LOSSES[name]().config()
+    assert resolve_losses(json.dumps({name: settings}))[name].config() == settings
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("logits", {"temperature": 3}),
+        ("logits", {"temperature": None}),
+        ("hidden", {"layer_map": {"0": 0, "2": 4}}),
+        ("relation", {"relations": "value", "relation_heads": 4}),
+        ("relation", {"relations": ["query", "key"]}),
+        ("attention", {"distance": "mse"}),
+    ],
+)
+def test_values_of_the_right_type_are_taken(name, settings):
+    assert type(resolve_losses(json.dumps({name: settings}))[name]) is LOSSES[name]
