@@ -1,30 +1,33 @@
 """`kdnlp ladder`: one teacher, students of several depths, and which of them to take."""
 
 import copy
-import json
 import logging
-from collections.abc import Sequence
-from dataclasses import asdict, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
+from accelerate import PartialState
 from rich.console import Console
-from transformers import TrainingArguments, set_seed
+from transformers import PreTrainedModel, set_seed
 
 from kdnlp.arguments import DistillationTrainingArguments
-from kdnlp.cli.compress import check_report_length, parse_init_layers, resolve_losses
+from kdnlp.cli.compress import check_report_length, load_original, parse_init_layers
+from kdnlp.cli.loss_settings import resolve_losses
 from kdnlp.cli.options import DataOptions, LadderOptions, LadderTrainingArguments
 from kdnlp.cli.parsing import parse_arguments
+from kdnlp.cli.rungs import Rung, begin_rung, find_rung, finish_rung, ladder_settings
 from kdnlp.cli.steps import command_line, load_task, print_report, set_up_logging, trainer_inputs
 from kdnlp.data.task import Task
 from kdnlp.evaluation.evaluate import evaluate_model
 from kdnlp.evaluation.pareto import PARETO_PLOT, pareto_rows, save_pareto
-from kdnlp.evaluation.report import REPORT_JSON, CompressionReport, Metrics
+from kdnlp.evaluation.report import CompressionReport, Metrics
 from kdnlp.hub.publish import publish_results
+from kdnlp.models.heads import task_kind
 from kdnlp.models.layers import find_layers
 from kdnlp.models.pretrained import in_model_order, load_finetuned
-from kdnlp.models.student import build_student
+from kdnlp.models.student import build_student, select_layers
 from kdnlp.trainers.distillation import DistillationTrainer
 
 logger = logging.getLogger(__name__)
@@ -35,8 +38,6 @@ DESCRIPTION = (
     "report over all with pareto.md and pareto.png. Started again, it goes on where it was killed "
     "and does no finished student twice."
 )
-
-_NOT_TRAINING = ("output_dir", "resume_from_checkpoint", "overwrite_output_dir", "hub_token")
 
 
 def main(command: str, argv: Sequence[str]) -> None:
@@ -51,48 +52,30 @@ def main(command: str, argv: Sequence[str]) -> None:
     set_up_logging(args)
     resolve_losses(options.losses)
     task, rows = load_task(data, args.seed)
-    dtype = getattr(torch, options.teacher_dtype)
-    teacher, tokenizer = load_finetuned(
-        options.teacher, task, revision=options.revision, dtype=dtype
-    )
+    teacher, tokenizer = load_original(options, task)
     task = in_model_order(task, teacher.config)
     check_report_length(options.report_length, tokenizer, teacher)
     depths = parse_depths(options.num_layers, len(find_layers(teacher).layers))
-    settings = _settings(options, data, args)
-    done = {depth: finished_report(_folder(args, depth), settings, args) for depth in depths}
+    check_students(depths, teacher, options)
     splits, inputs = trainer_inputs(rows, task, tokenizer, data, args)
+    settings = ladder_settings(options, data, args, teacher, splits)
+    rungs = [find_rung(depth, args, settings) for depth in depths]
+    # Else a slow process would find what a fast one has begun, and go another way.
+    PartialState().wait_for_everyone()
 
-    metrics: dict[str, Metrics] = {
-        "teacher": evaluate_model(teacher, args, splits, task, tokenizer)
-    }
-    for depth in depths:
-        name, report = f"{depth} layers", done[depth]
-        if report is not None:
-            logger.info("The student of %d blocks is done already.", depth)
-            metrics[name] = report["student"].metrics
+    evaluated = partial(evaluate_model, splits=splits, task=task, tokenizer=tokenizer)
+    original = evaluated(teacher, args)
+    for rung in rungs:
+        if rung.done:
+            logger.info("The student of %d blocks is done already.", rung.depth)
             continue
-        logger.info("The student of %d blocks.", depth)
-        rung = _rung_arguments(args, depth)
-        set_seed(rung.seed)
-        student = build_student(teacher, depth, parse_init_layers(options.init_layers)).float()
-        losses = resolve_losses(options.losses)
-        trainer = DistillationTrainer(student, teacher, rung, losses, **inputs)
-        trainer.train(resume_from_checkpoint=rung.checkpoint_to_resume())
-        trainer.save_model()
-        metrics[name] = evaluate_model(student, rung, splits, task, tokenizer)
-        publish_results(
-            trainer,
-            {"teacher": teacher, "student": student},
-            {"teacher": metrics["teacher"], "student": metrics[name]},
-            task,
-            base_model=options.teacher,
-            sequence_length=options.report_length,
-            max_seconds=options.report_seconds,
-            command=command_line(command, argv),
-            ladder=settings,
-        )
-    if args.should_save:
-        _report(options, task, args, depths, metrics)
+        begin_rung(rung, settings)
+        trainer = train_student(rung, teacher, options, inputs)
+        metrics = {"teacher": original, "student": evaluated(trainer.student, rung.args)}
+        publish_student(trainer, teacher, metrics, task, options, command_line(command, argv))
+        finish_rung(rung, settings)
+    if args.process_index == 0:
+        report_all(teacher, original, rungs, task, options, args)
 
 
 def parse_depths(text: str, available: int) -> list[int]:
@@ -116,82 +99,80 @@ def parse_depths(text: str, available: int) -> list[int]:
     return list(dict.fromkeys(depths))
 
 
-def finished_report(
-    folder: Path, settings: dict[str, Any], args: DistillationTrainingArguments
-) -> CompressionReport | None:
-    """The report of a student that is done; `None` if it is not.
-
-    Raises:
-        ValueError: if the folder holds a student that was made otherwise.
-    """
-    if args.overwrite_output_dir or not (folder / REPORT_JSON).is_file():
-        return None
-    report = CompressionReport.load(folder)
-    before = report.run.get("ladder")
-    if before != settings:
-        changed = sorted(k for k in settings if (before or {}).get(k) != settings[k])
-        raise ValueError(
-            f"{folder} holds a student that was made with other settings ({', '.join(changed)}). "
-            "One report over both would compare what cannot be compared. Choose another "
-            "--output_dir, or pass --overwrite_output_dir to make all students anew."
-        )
-    return report
+def check_students(depths: Sequence[int], teacher: PreTrainedModel, options: LadderOptions) -> None:
+    """Raise `ValueError`, before the first student is trained, if one could not be."""
+    stack, kind = find_layers(teacher), task_kind(teacher)
+    for depth in depths:
+        config = copy.deepcopy(teacher.config)
+        setattr(config, stack.count_key, depth)
+        try:
+            select_layers(depth, len(stack.layers), parse_init_layers(options.init_layers))
+            for loss in (resolve_losses(options.losses) or {}).values():
+                loss.prepare(config, teacher.config, kind)
+        except ValueError as error:
+            raise ValueError(
+                f"--num_layers {options.num_layers} has a student of {depth} blocks, which cannot "
+                f"be made or trained: {error}"
+            ) from error
 
 
-def _settings(
-    options: LadderOptions, data: DataOptions, args: DistillationTrainingArguments
-) -> dict[str, Any]:
-    """Everything that decides what a student learns, as plain values."""
-    own = {f.name for f in fields(DistillationTrainingArguments)}
-    stock = {f.name for f in fields(TrainingArguments)}
-    kept = [*sorted(own - stock), "learning_rate", "num_train_epochs", "max_steps", "seed"]
-    kept += ["per_device_train_batch_size", "gradient_accumulation_steps", "weight_decay"]
-    kept += ["lr_scheduler_type", "warmup_steps", "bf16", "fp16"]
-    values = {name: getattr(args, name) for name in kept if name not in _NOT_TRAINING}
-    values["teacher_dtype"] = options.teacher_dtype
-    values |= {**asdict(data), "losses": options.losses, "init_layers": options.init_layers}
-    values["teacher"] = Path(options.teacher).name
-    plain = json.dumps({k: getattr(v, "value", v) for k, v in values.items()}, default=str)
-    return dict(json.loads(plain))
+def train_student(
+    rung: Rung, teacher: PreTrainedModel, options: LadderOptions, inputs: dict[str, Any]
+) -> DistillationTrainer:
+    """Build, train and save one student, from where it was killed if it was."""
+    logger.info("The student of %d blocks.", rung.depth)
+    set_seed(rung.args.seed)
+    init_layers = parse_init_layers(options.init_layers)
+    student = build_student(teacher, rung.depth, init_layers).float()
+    losses = resolve_losses(options.losses)
+    trainer = DistillationTrainer(student, teacher, rung.args, losses, **inputs)
+    trainer.train(resume_from_checkpoint=rung.checkpoint)
+    trainer.save_model()
+    return trainer
 
 
-def _folder(args: DistillationTrainingArguments, depth: int) -> Path:
-    return Path(str(args.output_dir), f"{depth}-layers")
-
-
-def _rung_arguments(
-    args: DistillationTrainingArguments, depth: int
-) -> DistillationTrainingArguments:
-    """The arguments for one student: its own folder and Hub name, resumed where it was killed."""
-    rung = copy.deepcopy(args)
-    rung.output_dir = str(_folder(args, depth))
-    rung.hub_token = args.hub_token
-    rung.resume_from_checkpoint = None if args.overwrite_output_dir else "last"
-    if args.push_to_hub:
-        name = args.hub_model_id or Path(str(args.output_dir)).name
-        rung.hub_model_id = f"{name}-{depth}-layers"
-    return rung
-
-
-def _report(
-    options: LadderOptions,
+def publish_student(
+    trainer: DistillationTrainer,
+    teacher: PreTrainedModel,
+    metrics: Mapping[str, Metrics],
     task: Task,
+    options: LadderOptions,
+    command: str,
+) -> None:
+    """Write the report and the card of one student, and push it where the arguments say so."""
+    publish_results(
+        trainer,
+        {"teacher": teacher, "student": trainer.student},
+        metrics,
+        task,
+        base_model=options.teacher,
+        sequence_length=options.report_length,
+        max_seconds=options.report_seconds,
+        command=command,
+    )
+
+
+def report_all(
+    teacher: PreTrainedModel,
+    original: Metrics,
+    rungs: Sequence[Rung],
+    task: Task,
+    options: LadderOptions,
     args: DistillationTrainingArguments,
-    depths: list[int],
-    metrics: dict[str, Metrics],
 ) -> None:
     """Measure all models side by side, whenever each was made."""
-    sources = {"teacher": options.teacher}
-    sources |= {f"{depth} layers": str(_folder(args, depth)) for depth in depths}
-    models = {name: load_finetuned(source, task)[0] for name, source in sources.items()}
-    limits = [CompressionReport.load(_folder(args, depth)).setting for depth in depths]
-    length = options.report_length or min(setting.sequence_length for setting in limits)
+    students = {rung.name: load_finetuned(rung.folder, task)[0] for rung in rungs}
+    reports = {rung.name: CompressionReport.load(rung.folder) for rung in rungs}
+    metrics = {name: report["student"].metrics for name, report in reports.items()}
+    length = options.report_length or min(r.setting.sequence_length for r in reports.values())
+    depths = ",".join(str(rung.depth) for rung in rungs)
     report = CompressionReport.measure(
-        models,
-        metrics,
+        {"teacher": teacher, **students},
+        {"teacher": original, **metrics},
         replace(task, max_length=length),
         max_seconds=options.report_seconds,
-        run={"method": "distillation", "seed": args.seed, "ladder": _depths_text(depths)},
+        run={"method": "distillation", "seed": args.seed, "ladder": depths},
+        device=args.device,
     )
     report.save(str(args.output_dir))
     save_pareto(report, str(args.output_dir))
@@ -199,7 +180,3 @@ def _report(
     for cells in pareto_rows(report):
         Console().print(f"{cells[0]}: worth having {cells[-1]}")
     Console().print(f"The front is drawn in {Path(str(args.output_dir), PARETO_PLOT)}.")
-
-
-def _depths_text(depths: list[int]) -> str:
-    return ",".join(map(str, depths))

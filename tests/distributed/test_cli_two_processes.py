@@ -112,3 +112,23 @@ def test_the_reported_loss_is_that_of_one_process(name, saved, run, folder):
 def test_training_moved_the_successor(run):
     losses = [reported(run[1], name)["loss"] for name in ("predecessor", "successor", "baseline")]
     assert len({round(loss, 4) for loss in losses}) == 3
+
+
+def test_two_processes_agree_which_students_of_a_ladder_are_done(folder):
+    """Where one trains what another takes to be done, both wait for ever."""
+    tables = {"--train_file": "train.jsonl", "--validation_file": "validation.jsonl"}
+    files = [part for flag, name in tables.items() for part in (flag, str(folder / name))]
+    for depths in ("2", "2,1"):
+        done = launch(
+            "-m", "kdnlp", "ladder", "--teacher", str(folder / "predecessor"), *files,
+            "--text_columns", "sentence", "--output_dir", str(folder / "ladder"), "--num_layers",
+            depths, "--max_length", "48", "--max_steps", "2", "--use_cpu", "--disable_tqdm", "true",
+            "--report_seconds", "0.3", "--teacher_cache_dir", str(folder / "teacher-outputs"),
+        )  # fmt: skip
+    assert "The student of 2 blocks is done already." in done.stderr
+    assert "The student of 1 blocks." in done.stderr
+    report = json.loads((folder / "ladder" / "report.json").read_text())
+    assert [model["name"] for model in report["models"]] == ["teacher", "2 layers", "1 layers"]
+    for depth in (2, 1):
+        state = json.loads((folder / "ladder" / f"{depth}-layers" / "_rung.json").read_text())
+        assert (state["done"], state["settings"]["processes"]) == (True, 2)
