@@ -3,7 +3,6 @@
 import torch
 
 from kdnlp.losses.base import masked_mean
-from kdnlp.losses.layer_map import LayerMap
 from kdnlp.losses.mapped import ProjectedLoss
 
 
@@ -43,9 +42,6 @@ class HiddenCosineLoss(ProjectedLoss):
   journal={arXiv preprint arXiv:1910.01108},
   year={2019}
 }"""
-
-    def __init__(self, layer_map: LayerMap = "uniform", projection: bool | None = None) -> None:
-        super().__init__(layer_map, projection)
 
     def compare(
         self, student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor | None, layer: int
