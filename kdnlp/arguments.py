@@ -133,7 +133,8 @@ class DistillationTrainingArguments(CompressionTrainingArguments):
         default=False,
         metadata={
             "help": "Compute the teacher's outputs once, write them to disk, and read them beside "
-            "every batch; the teacher then leaves the accelerator. Later runs find them."
+            "every batch; a teacher then leaves the accelerator, a predecessor stays. Later runs "
+            "find them."
         },
     )
     teacher_cache_dir: str | None = field(
