@@ -1,11 +1,11 @@
 """Training arguments: flat, serialisable, checked before anything is loaded or trained."""
 
-import os
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from transformers import TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from kdnlp.argument_values import (
     as_dict,
@@ -15,6 +15,8 @@ from kdnlp.argument_values import (
     parse_weights,
 )
 from kdnlp.schedules import build_schedule
+
+TRAINER_STATE_NAME = "trainer_state.json"
 
 ScheduleName = Literal["constant", "linear", "cosine", "step"]
 ReplacingSchedule = Literal["constant", "linear", "cosine", "step", "anti"]
@@ -70,16 +72,16 @@ class CompressionTrainingArguments(TrainingArguments):
     def checkpoint_to_resume(self) -> str | None:
         """The checkpoint that `resume_from_checkpoint` asks for, for `train()`.
 
-        `"last"` and `"true"` ask for the newest one in `output_dir`, and for a start from the
-        beginning where there is none: a run that was killed before its first checkpoint.
+        `"last"` and `"true"` ask for the newest whole one in `output_dir`, and for a start from the
+        beginning where there is none: a run that was killed before its first checkpoint. One that
+        was being written when the run was killed is passed over.
         """
         wish = self.resume_from_checkpoint
         if wish is None or str(wish).lower() == "false":
             return None
         if str(wish).lower() not in ("true", "last"):
             return str(wish)
-        folder = str(self.output_dir)
-        return get_last_checkpoint(folder) if os.path.isdir(folder) else None
+        return last_whole_checkpoint(str(self.output_dir))
 
 
 @dataclass
@@ -372,3 +374,13 @@ class TheseusTrainingArguments(DistillationTrainingArguments):
                 "the successor is never trained as it will be deployed. Use a smaller fraction, "
                 "or allow_incomplete_replacement=True if that is what you want."
             )
+
+
+def last_whole_checkpoint(output_dir: str) -> str | None:
+    """The newest checkpoint that was written to its end: the trainer's state is its last file."""
+    numbers = {
+        int(path.name.rpartition("-")[2]): path
+        for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+        if path.name.rpartition("-")[2].isdigit() and (path / TRAINER_STATE_NAME).is_file()
+    }
+    return str(numbers[max(numbers)]) if numbers else None

@@ -397,12 +397,20 @@ def test_a_baseline_has_the_same_budget_and_is_never_pushed(cls, tmp_path):
 def killed_run(tmp_path):
     for step in (2, 10, 9):
         (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").touch()
     return tmp_path
 
 
 @pytest.mark.parametrize("wish", ["last", "Last", "true", "True"])
 def test_the_newest_checkpoint_is_the_one_of_the_highest_step(wish, killed_run):
     args = build(CompressionTrainingArguments, killed_run, resume_from_checkpoint=wish)
+    assert args.checkpoint_to_resume() == str(killed_run / "checkpoint-10")
+
+
+def test_a_checkpoint_that_was_being_written_when_the_run_was_killed_is_passed_over(killed_run):
+    (killed_run / "checkpoint-12").mkdir()
+    (killed_run / "checkpoint-12" / "config.json").touch()
+    args = build(CompressionTrainingArguments, killed_run, resume_from_checkpoint="last")
     assert args.checkpoint_to_resume() == str(killed_run / "checkpoint-10")
 
 

@@ -176,7 +176,7 @@ def report_all(
     )
     report.save(str(args.output_dir))
     save_pareto(report, str(args.output_dir))
-    print_report(report, str(args.output_dir))
+    print_report(report, str(args.output_dir), "A folder a student, the report and the front")
     for cells in pareto_rows(report):
         Console().print(f"{cells[0]}: worth having {cells[-1]}")
     Console().print(f"The front is drawn in {Path(str(args.output_dir), PARETO_PLOT)}.")

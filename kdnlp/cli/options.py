@@ -90,7 +90,7 @@ class SmallerOptions(ModelOptions):
         default=None,
         metadata={
             "help": f"Distillation losses, with commas, out of {', '.join(LOSSES)}; default logits "
-            "for `distill`, none for `theseus`. With settings, JSON: "
+            "for `distill` and `ladder`, none for `theseus`. With settings, JSON: "
             '{"logits": {}, "hidden": {"layer_map": "skip"}}.'
         },
     )
@@ -188,6 +188,8 @@ class LadderOptions(TeacherOptions):
 @dataclass
 class LadderTrainingArguments(DistillationTrainingArguments):
     """The arguments of every student, with the teacher's outputs computed once for all."""
+
+    group_title: ClassVar[str] = "the teacher's outputs"
 
     cache_teacher_outputs: bool = field(
         default=True,

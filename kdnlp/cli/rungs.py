@@ -60,7 +60,7 @@ class Rung:
     @property
     def name(self) -> str:
         """What the ladder's report calls it."""
-        return f"{self.depth} layers"
+        return f"{self.depth} layer{'s' * (self.depth > 1)}"
 
     @property
     def folder(self) -> Path:

@@ -111,11 +111,15 @@ def trainer_inputs(
     }
 
 
-def print_report(report: CompressionReport | None, folder: str) -> None:
-    """Print the report on the process that has it."""
+def print_report(
+    report: CompressionReport | None,
+    folder: str,
+    contents: str = "Model, tokenizer, report and card",
+) -> None:
+    """Print the report on the process that has it, and what lies where."""
     if report is not None:
         Console().print(report_table(report))
-        Console().print(f"Model, tokenizer, report and card are in {folder}.")
+        Console().print(f"{contents} are in {folder}.")
 
 
 def command_line(command: str, argv: Sequence[str]) -> str:

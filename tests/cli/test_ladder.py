@@ -73,12 +73,12 @@ def test_every_student_is_a_plain_model_in_a_folder_of_its_own(ladder_of_two):
 
 def test_one_report_and_one_front_hold_all_of_them(ladder_of_two):
     report = CompressionReport.load(ladder_of_two)
-    assert [model.name for model in report.models] == ["teacher", "3 layers", "1 layers"]
+    assert [model.name for model in report.models] == ["teacher", "3 layers", "1 layer"]
     assert [model.num_layers for model in report.models] == [4, 3, 1]
     for depth in (3, 1):
         own = CompressionReport.load(ladder_of_two / f"{depth}-layers")
-        assert own["student"].metrics == report[f"{depth} layers"].metrics
-    assert "| 1 layers | 1 |" in (ladder_of_two / "pareto.md").read_text()
+        assert own["student"].metrics == report[f"{depth} layer{'s' * (depth > 1)}"].metrics
+    assert "| 1 layer | 1 |" in (ladder_of_two / "pareto.md").read_text()
     with Image.open(ladder_of_two / "pareto.png") as image:
         assert image.width > 1000
 
@@ -99,7 +99,7 @@ def test_a_student_that_is_done_is_not_done_again(teachers, ladder_of_two, monke
     ladder(teachers[0], ladder_of_two, "--num_layers", "3,2,1")
     assert trained == [2]
     report = CompressionReport.load(ladder_of_two)
-    assert [model.name for model in report.models[1:]] == ["3 layers", "2 layers", "1 layers"]
+    assert [model.name for model in report.models[1:]] == ["3 layers", "2 layers", "1 layer"]
 
 
 class KilledError(Exception):
@@ -317,7 +317,7 @@ def test_latencies_are_measured_on_the_run_s_device_of_the_teacher_that_was_aske
     # Its outputs are cached: where it lies itself is no longer where the run is.
     assert devices == [torch.device("cpu")] * 2
     assert loads == [(str(teachers[0]), "main"), (str(out / "1-layers"), None)]
-    assert CompressionReport.load(out).setting.dtype == "teacher: bfloat16, 1 layers: float32"
+    assert CompressionReport.load(out).setting.dtype == "teacher: bfloat16, 1 layer: float32"
 
 
 def test_depths_are_read_in_their_order_and_once():

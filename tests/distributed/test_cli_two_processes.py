@@ -128,7 +128,7 @@ def test_two_processes_agree_which_students_of_a_ladder_are_done(folder):
     assert "The student of 2 blocks is done already." in done.stderr
     assert "The student of 1 blocks." in done.stderr
     report = json.loads((folder / "ladder" / "report.json").read_text())
-    assert [model["name"] for model in report["models"]] == ["teacher", "2 layers", "1 layers"]
+    assert [model["name"] for model in report["models"]] == ["teacher", "2 layers", "1 layer"]
     for depth in (2, 1):
         state = json.loads((folder / "ladder" / f"{depth}-layers" / "_rung.json").read_text())
         assert (state["done"], state["settings"]["processes"]) == (True, 2)
