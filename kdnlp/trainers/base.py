@@ -105,11 +105,24 @@ class CompressionTrainer(WeightedLossTrainer):
         # Opting out keeps the loss a plain mean over the batch, whatever the number of processes.
         self.model_accepts_loss_kwargs = False
         self.loss_is_scaled_for_ga = False
+        self._refuse_sharding()
+        self._place_partner()
+        self._check_model(self.student)
+        # A loss may make its parameters when it sees the models.
+        self._initial_losses = {
+            name: copy.deepcopy(module.state_dict())
+            for name, module in self._loss_modules().items()
+        }
+
+    def _refuse_sharding(self) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ValueError(
                 f"{type(self).__name__} runs under DDP; FSDP and DeepSpeed are not supported yet: "
                 "the frozen partner would not be sharded with the model. Use a DDP configuration."
             )
+
+    def _place_partner(self) -> None:
+        """Freeze the partner and put it on the run's device."""
         if self.partner is not None:
             self._check_own_weights(self.student, self.partner)
             self.partner.requires_grad_(False)
@@ -117,12 +130,6 @@ class CompressionTrainer(WeightedLossTrainer):
             # What transformers has dispatched or quantized is where it belongs, and cannot move.
             if getattr(self.partner, "hf_device_map", None) is None:
                 nn.Module.to(self.partner, self.args.device)
-        self._check_model(self.student)
-        # A loss may make its parameters when it sees the models.
-        self._initial_losses = {
-            name: copy.deepcopy(module.state_dict())
-            for name, module in self._loss_modules().items()
-        }
 
     # The model during training: what subclasses add to it is taken off again afterwards.
 
@@ -183,8 +190,7 @@ class CompressionTrainer(WeightedLossTrainer):
             self._note_cached_layers()
 
     def _note_cached_layers(self) -> None:
-        taught = [loss for loss in self.losses.values() if loss.needs_teacher]
-        self._cached_wanted = layers_read(taught, 1)
+        self._cached_wanted = layers_read([x for x in self.losses.values() if x.needs_teacher], 1)
 
     def _loss_modules(self) -> dict[str, nn.Module]:
         """The losses, and what balances them, by the names under which a checkpoint holds them."""
