@@ -81,3 +81,10 @@ def check_schedule(argument: str, value: str, choices: Any) -> None:
     """Raise `ValueError` unless the value is one of the choices of a `Literal`."""
     if value not in choices.__args__ or value not in SCHEDULES:
         raise ValueError(f"{argument} must be one of {', '.join(choices.__args__)}, got {value!r}.")
+
+
+def checkpoints_reentrantly(args: Any) -> bool:
+    """Whether training arguments ask for reentrant checkpointing, by its new or its old name."""
+    names = ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs")
+    given = [getattr(args, name, None) for name in names]
+    return any(isinstance(k, dict) and bool(k.get("use_reentrant")) for k in given)

@@ -11,6 +11,7 @@ from kdnlp.argument_values import (
     as_dict,
     check_schedule,
     check_temperature,
+    checkpoints_reentrantly,
     parse_slot_sizes,
     parse_weights,
 )
@@ -308,9 +309,7 @@ class TheseusTrainingArguments(DistillationTrainingArguments):
         self._check_checkpointing()
 
     def _check_checkpointing(self) -> None:
-        given = ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs")
-        kwargs = [getattr(self, name, None) for name in given]
-        if any(isinstance(k, dict) and k.get("use_reentrant") for k in kwargs):
+        if checkpoints_reentrantly(self):
             raise ValueError(
                 "Theseus needs non-reentrant gradient checkpointing, got use_reentrant=True. The "
                 "embeddings are frozen, so the first checkpointed block's input has no gradient "

@@ -117,18 +117,17 @@ class GradientNormBalancer(LossBalancer):
         reduce: Reduce,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The sum of one micro-batch; see the class."""
-        norms = reduce(torch.stack([_norm(loss, reference) for loss in losses.values()]))
+        # One that weighs nothing would set a scale for the others, and cost a backward pass.
+        weighed = {n: loss for n, loss in losses.items() if weights[n] > 0} or losses
+        norms = reduce(torch.stack([_norm(loss, reference) for loss in weighed.values()]))
         # A loss without a gradient has nothing to balance, and a factor of 1.
-        # So has one that weighs nothing, whose norm would set a scale for the others.
-        weighs = torch.tensor([weights[name] > 0 for name in losses], device=norms.device)
-        known = (norms > 0) & weighs
+        known = norms > 0
         mean = torch.where(known, norms, 0.0).sum() / known.sum().clamp(min=1)
         scales = torch.where(known, mean / norms.clamp(min=torch.finfo(norms.dtype).tiny), 1.0)
-        factors = dict(zip(losses, scales, strict=True))
-        return (
-            torch.stack([weights[n] * factors[n] * loss for n, loss in losses.items()]).sum(),
-            factors,
-        )
+        ones = {name: loss.new_ones(()) for name, loss in losses.items()}
+        factors = {**ones, **dict(zip(weighed, scales, strict=True))}
+        total = torch.stack([weights[n] * factors[n] * loss for n, loss in losses.items()]).sum()
+        return total, factors
 
 
 def _norm(loss: torch.Tensor, reference: Sequence[nn.Parameter]) -> torch.Tensor:

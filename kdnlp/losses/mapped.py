@@ -74,6 +74,16 @@ class MappedLoss(DistillationLoss):
         return {"layer_map": layers if isinstance(layers, str) else dict(layers)}
 
 
+class Projection(nn.Linear):
+    """A linear map between widths; one between equal widths starts as the identity."""
+
+    def reset_parameters(self) -> None:
+        """Start afresh."""
+        super().reset_parameters()
+        if self.in_features == self.out_features:
+            nn.init.eye_(self.weight)
+
+
 class ProjectedLoss(MappedLoss):
     """A comparison of hidden states, through a learned linear map where the widths differ.
 
@@ -122,7 +132,4 @@ class ProjectedLoss(MappedLoss):
         known = dict(self.projections).get(name)
         # A loss that is used again goes on with what it has learned.
         if known is None or (known.in_features, known.out_features) != (ours, theirs):
-            projection = nn.Linear(ours, theirs)
-            if ours == theirs:
-                nn.init.eye_(projection.weight)
-            self.projections[name] = projection
+            self.projections[name] = Projection(ours, theirs)

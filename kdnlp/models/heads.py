@@ -118,12 +118,10 @@ def item_mask(batch: Mapping[str, Any], task: str) -> torch.Tensor | None:
 def count_items(batch: Mapping[str, Any], task: str) -> torch.Tensor:
     """How many rows, items and tokens a batch has, in the order of `UNITS`; stays on the device."""
     first = next(value for value in batch.values() if isinstance(value, torch.Tensor))
-    rows = torch.tensor(float(len(first)), device=first.device)
-    mask, attended, ids = (
-        item_mask(batch, task),
-        batch.get("attention_mask"),
-        batch.get("input_ids"),
-    )
+    # Filled on the device: a copy from the host would wait for it.
+    rows = torch.full((), float(len(first)), device=first.device)
+    mask = item_mask(batch, task)
+    attended, ids = batch.get("attention_mask"), batch.get("input_ids")
     items = rows if mask is None else mask.sum()
     tokens = rows
     if attended is not None:

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
+from kdnlp.argument_values import checkpoints_reentrantly
 from kdnlp.arguments import CompressionTrainingArguments, DistillationTrainingArguments
 from kdnlp.losses import DistillationLoss
 from kdnlp.losses.balance import BALANCERS, GradientNormBalancer
@@ -329,7 +330,7 @@ class CompressionTrainer(WeightedLossTrainer):
 
     def _check_arguments(self, args: CompressionTrainingArguments) -> None:
         args.check()
-        if _checkpoints_reentrantly(args) and (
+        if checkpoints_reentrantly(args) and (
             self.balancer is not None or any(x.needs - {"logits"} for x in self.losses.values())
         ):
             raise ValueError(REENTRANT)
@@ -376,12 +377,6 @@ def _check_processes(args: CompressionTrainingArguments) -> None:
             "the model without its frozen partner. Start one process per GPU: "
             f"accelerate launch --num_processes {args.n_gpu} ..., or set CUDA_VISIBLE_DEVICES."
         )
-
-
-def _checkpoints_reentrantly(args: CompressionTrainingArguments) -> bool:
-    names = ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs")
-    given = [getattr(args, name, None) for name in names]
-    return any(isinstance(k, dict) and k.get("use_reentrant") for k in given)
 
 
 def _label_feature(dataset: Any) -> Any:

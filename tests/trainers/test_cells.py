@@ -6,7 +6,6 @@ import transformers
 from settings import (
     CELLS,
     LOSS_ROWS,
-    NO_DROPOUT,
     SENSIBLE_CELLS,
     TASK_ROWS,
     arguments,
@@ -132,10 +131,6 @@ def test_a_micro_batch_without_any_label_adds_nothing_and_no_nan(task, tmp_path)
     trainer.train()
     assert all(torch.isfinite(torch.tensor(history(trainer, "loss"))))
     assert all(torch.isfinite(p).all() for p in trainer.student.parameters())
-
-
-def test_dropout_free_settings_are_what_makes_the_trajectories_comparable():
-    assert task_model("masked_lm").config.hidden_dropout_prob == NO_DROPOUT["hidden_dropout_prob"]
 
 
 def ignoring(task):

@@ -17,10 +17,10 @@ from settings import (
     tiny_dataset,
     tiny_model,
 )
-from transformers import EarlyStoppingCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.integrations import is_optuna_available
 
-from kdnlp.losses import DistillationLoss, LogitsLoss
+from kdnlp.losses import DistillationLoss, HiddenLoss, LogitsLoss
 from kdnlp.models.student import build_student
 
 THREE = {0: "cat", 1: "cow", 2: "dog"}
@@ -549,3 +549,25 @@ def pad(rows):
         for name in ("input_ids", "attention_mask")
     }
     return {**padded, "labels": torch.tensor([row["labels"] for row in rows])}
+
+
+def test_a_search_over_depths_starts_every_projection_as_the_first_model_did(tmp_path):
+    teacher, depths = tiny_model("bert", 4, **NO_DROPOUT), iter([2, 2, 3])
+    loss, starts = HiddenLoss(projection=True), []
+    trainer = distillation(
+        tmp_path,
+        teacher,
+        losses=lambda: {"hidden": loss},
+        options={"model_init": lambda: build_student(teacher, next(depths))},
+        max_steps=1,
+    )
+
+    class Noted(TrainerCallback):
+        def on_train_begin(self, *args, **kwargs):
+            starts.append({n: p.weight.detach().clone() for n, p in loss.projections.items()})
+
+    trainer.add_callback(Noted)
+    trainer.train()
+    trainer.train()
+    assert [sorted(start) for start in starts] == [["0", "1", "2"], ["0", "1", "2", "3"]]
+    assert all(w.equal(torch.eye(16)) for start in starts for w in start.values())
