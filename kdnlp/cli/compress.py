@@ -28,7 +28,7 @@ from kdnlp.cli.steps import command_line, load_task, print_report, start, traine
 from kdnlp.data.task import Task
 from kdnlp.evaluation.evaluate import evaluate_model
 from kdnlp.evaluation.report import Metrics
-from kdnlp.hub.publish import publish_results
+from kdnlp.hub.publish import model_name, publish_results
 from kdnlp.models.ensemble import TeacherEnsemble
 from kdnlp.models.layers import find_layers
 from kdnlp.models.pretrained import in_model_order, load_finetuned, load_for_finetuning
@@ -92,6 +92,8 @@ def main(command: str, argv: Sequence[str]) -> None:
     trainer = _TRAINERS[command](smaller, partner, args, losses, **inputs)
     evaluated = partial(evaluate_model, args=args, splits=splits, task=task, tokenizer=tokenizer)
     models, metrics, facts = train_models(trainer, original, initial, inputs, checkpoint, evaluated)
+    if "ensemble_metrics" in facts:
+        facts["more_teachers"] = [model_name(path) for path in options.more_teachers]
     report = publish_results(
         trainer,
         models,
@@ -126,7 +128,7 @@ def train_models(
     inputs: dict[str, Any],
     checkpoint: str | None,
     evaluated: Callable[[PreTrainedModel], Metrics],
-) -> tuple[dict[str, PreTrainedModel], dict[str, Metrics], dict[str, Metrics]]:
+) -> tuple[dict[str, PreTrainedModel], dict[str, Metrics], dict[str, Any]]:
     """Train the smaller model and its baseline, and evaluate them and the original.
 
     Returns:
@@ -137,7 +139,7 @@ def train_models(
     models, metrics = {first: original}, {first: evaluated(original)}
     logger.info("The %s scores %s.", first, metrics[first])
     partner = trainer.partner
-    facts = {}
+    facts: dict[str, Any] = {}
     if partner is not None and partner is not original:
         facts["ensemble_metrics"] = evaluated(partner)
     trainer.train(resume_from_checkpoint=checkpoint)

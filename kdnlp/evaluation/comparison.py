@@ -1,4 +1,7 @@
-"""Several runs side by side: the mean and spread over seeds of every model, task by task."""
+"""Several runs side by side: the mean and spread over seeds of every model, task by task.
+
+Runs are pooled where they differ in nothing but the seed; settings that differ are named.
+"""
 
 import json
 import os
@@ -11,11 +14,15 @@ import numpy as np
 from rich.table import Table
 
 from kdnlp.evaluation.report import CompressionReport, replace_text
+from kdnlp.evaluation.run import SHARED_ARGUMENTS
 from kdnlp.evaluation.tables import markdown_table
 
 HEADER = ("task", "model", "blocks", "score, %", "kept, %", "FLOPs", "speed-up", "runs")
 _MADE_BY_THE_RUN = ("successor", "student", "model")
 """Names that say nothing of the method; the method is added to them."""
+
+_BUDGET = ("optimizer_steps", "precision", "max_length")
+"""What else of a run decides what any training in it gives."""
 
 CAPTION = (
     "Score: the mean of the task's metrics. Kept: percent of the original's score, run by run. "
@@ -30,7 +37,8 @@ class ComparisonRow:
 
     Attributes:
         task: the task's name.
-        model: its name, with the method for a model that a method made.
+        model: its name, with the method for a model that a method made, and with the settings that
+            differ where several groups of runs would have one name.
         num_layers: its transformer blocks.
         seeds: the seed of each run.
         scores: its score in each run, as a fraction.
@@ -50,17 +58,24 @@ class ComparisonRow:
 
 
 def compare(reports: Sequence[CompressionReport]) -> list[ComparisonRow]:
-    """Group the models of several reports by task, part and number of blocks.
+    """Group the models of several reports by task, part, number of blocks and settings.
 
-    A model that several reports hold with the same score and seed, as the predecessor of two
-    methods, counts once.
+    A model that several reports hold with the same score and seed, as the baseline of two methods,
+    counts once; so does an original, whatever the seed of what came from it.
     """
-    groups: dict[tuple[str, str, int], list[CompressionReport]] = {}
+    rows: dict[tuple[str, str, int], dict[str, _Group]] = {}
     for report in reports:
         for model in report.models:
             key = (report.task, _label(report, model.name), model.num_layers)
-            groups.setdefault(key, []).append(report)
-    return [_row(key, group) for key, group in groups.items()]
+            settings = _settings(report, model.name)
+            same = rows.setdefault(key, {})
+            group = same.setdefault(json.dumps(settings, sort_keys=True), _Group(settings, []))
+            group.members.append((report, model.name))
+    return [
+        _row(key, group.members, _differing(group, list(same.values())))
+        for key, same in rows.items()
+        for group in same.values()
+    ]
 
 
 def comparison_rows(rows: Sequence[ComparisonRow]) -> list[tuple[str, ...]]:
@@ -112,22 +127,70 @@ def _label(report: CompressionReport, name: str) -> str:
     return f"{name} ({run['method']}{shown}{teachers})"
 
 
-def _row(key: tuple[str, str, int], reports: list[CompressionReport]) -> ComparisonRow:
+@dataclass(frozen=True)
+class _Group:
+    """Runs that differ in nothing but the seed, and their models of one name."""
+
+    settings: dict[str, Any]
+    members: list[tuple[CompressionReport, str]]
+
+
+def _settings(report: CompressionReport, name: str) -> dict[str, Any]:
+    """What decides how a model of a report came about, but for the seed.
+
+    A report does not tell it of an original. A baseline learned from the labels alone.
+    """
+    run, arguments = report.run, report.run.get("arguments", {})
+    if _is_original(report, name):
+        return {}
+    own = SHARED_ARGUMENTS if name == "baseline" else tuple(arguments)
+    settings = {n: arguments[n] for n in own if n in arguments and n != "seed"}
+    settings |= {n: run[n] for n in _BUDGET if n in run}
+    if name != "baseline":
+        settings |= {f"loss {n}": config for n, config in run.get("losses", {}).items()}
+    return settings
+
+
+def _is_original(report: CompressionReport, name: str) -> bool:
+    return name == report.original.name and name not in _MADE_BY_THE_RUN
+
+
+def _differing(group: _Group, others: list[_Group]) -> str:
+    """The settings of a group that another one of its name has otherwise, as text."""
+    names = list(dict.fromkeys(name for other in others for name in other.settings))
+    own = {
+        name: group.settings.get(name)
+        for name in names
+        if any(other.settings.get(name) != group.settings.get(name) for other in others)
+    }
+    return "".join(f"; {name}={value}" for name, value in own.items())
+
+
+def _row(
+    key: tuple[str, str, int], members: list[tuple[CompressionReport, str]], differing: str
+) -> ComparisonRow:
     task, label, num_layers = key
-    name = label.partition(" (")[0]
-    runs = {(r.run["seed"], r[name].score): r for r in reports}
+    name = members[0][1]
+    runs = {_identity(report, name): report for report, _ in members}
     kept = [r.retention(name) for r in runs.values() if r.original.name != name]
     first = next(iter(runs.values()))
     return ComparisonRow(
         task=task,
-        model=label,
+        model=label + differing,
         num_layers=num_layers,
-        seeds=tuple(seed for seed, _ in runs),
-        scores=tuple(score for _, score in runs),
+        seeds=tuple(r.run["seed"] for r in runs.values()),
+        scores=tuple(r[name].score for r in runs.values()),
         retention=tuple(k for k in kept if k is not None) or None,
         flops_ratio=first.ratios(name)["flops"],
         speedups=_mean_speedups([r.ratios(name) for r in runs.values()]),
     )
+
+
+def _identity(report: CompressionReport, name: str) -> tuple[Any, float]:
+    """Equal for one model that two reports hold; the seed of a run is not its original's."""
+    run = report.run
+    which = run.get("base_model") if _is_original(report, name) else run["seed"]
+    return which, report[name].score
 
 
 def _mean_speedups(ratios: list[dict[str, float]]) -> dict[str, float]:

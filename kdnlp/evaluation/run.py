@@ -12,7 +12,7 @@ from kdnlp.arguments import DistillationTrainingArguments
 from kdnlp.data.task import Task
 from kdnlp.trainers.base import CompressionTrainer
 
-_SHARED_ARGUMENTS = (
+SHARED_ARGUMENTS = (
     "learning_rate",
     "lr_scheduler_type",
     "warmup_steps",
@@ -23,7 +23,10 @@ _SHARED_ARGUMENTS = (
     "optim",
     "seed",
 )
-_NOT_TRAINING = ("overwrite_output_dir",)
+"""What every training has, plain fine-tuning too."""
+
+_NOT_TRAINING = ("overwrite_output_dir", "teacher_cache_dir", "teacher_cache_limit_gb")
+"""Where and whether files lie, which changes no weight and may name a folder."""
 
 
 def describe_run(trainer: CompressionTrainer, task: Task, **more: Any) -> dict[str, Any]:
@@ -71,8 +74,10 @@ def _arguments(trainer: CompressionTrainer) -> dict[str, Any]:
     stock = {field.name for field in fields(TrainingArguments)}
     if not trainer.losses:
         stock |= {field.name for field in fields(DistillationTrainingArguments)}
+    if not getattr(args, "cache_teacher_outputs", False):
+        stock |= {"cache_teacher_outputs", "teacher_cache_dtype", "teacher_cache_top_k"}
     own = [f.name for f in fields(args) if f.init and f.name not in {*stock, *_NOT_TRAINING}]
-    values = {name: getattr(args, name) for name in (*own, *_SHARED_ARGUMENTS)}
+    values = {name: getattr(args, name) for name in (*own, *SHARED_ARGUMENTS)}
     return {k: getattr(v, "value", v) for k, v in values.items() if v is not None}
 
 

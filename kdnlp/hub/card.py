@@ -83,8 +83,19 @@ def _summary(report: CompressionReport, name: str, origin: str) -> str:
         f"`{origin}`, fine-tuned on {report.task} and compressed by "
         f"{_METHODS[report.run['method']]} from {original.num_layers} to {model.num_layers} "
         f"transformer blocks. {quality}It takes {ratios['flops']:.2f}x fewer FLOPs; the measured "
-        f"speed-up is {speeds}."
+        f"speed-up is {speeds}.{_several_teachers(report.run)}"
     )
+
+
+def _several_teachers(run: dict[str, Any]) -> str:
+    """Whose answers were learned, where they are not those of the base model alone."""
+    together = run.get("ensemble_metrics")
+    if not together:
+        return ""
+    others = ", ".join(f"`{name}`" for name in run.get("more_teachers", []))
+    score = 100 * sum(values["score"] for values in together.values()) / len(together)
+    with_them = f", `{run['base_model']}` and {others}," if others else ""
+    return f" It learned the mean answer of several teachers{with_them} which scores {score:.1f}%."
 
 
 def _eval_results(model: ModelAccount, report: CompressionReport) -> list[EvalResult]:

@@ -57,8 +57,7 @@ def publish_results(
     length = min([task.max_length, *(limit for limit in limits if limit)])
     task = replace(task, max_length=length)
     if trainer.is_world_process_zero():
-        on_hub = not os.path.isdir(base_model)
-        origin = base_model if on_hub else Path(base_model).resolve().name
+        origin, on_hub = model_name(base_model), not os.path.isdir(base_model)
         facts = describe_run(trainer, task, base_model=origin, base_model_on_hub=on_hub, **run)
         # A teacher whose outputs are cached has left the run's device.
         report = CompressionReport.measure(
@@ -79,3 +78,8 @@ def publish_results(
     if args.push_to_hub:
         trainer.push_to_hub()
     return report
+
+
+def model_name(place: str) -> str:
+    """A model's id on the Hub, or the last part of the folder that it lies in."""
+    return Path(place).resolve().name if os.path.isdir(place) else place

@@ -338,6 +338,9 @@ def test_several_teachers_are_learned_from_as_one(teachers, tmp_path):
     together = report["run"]["ensemble_metrics"]["validation"]
     alone = report["models"][0]["metrics"]["validation"]
     assert together["loss"] != alone["loss"]
+    assert report["run"]["more_teachers"] == [teachers[1].name]
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"several teachers, `{teachers[0].name}` and `{teachers[1].name}`, which" in card
 
 
 def test_a_further_teacher_with_another_vocabulary_is_refused(teachers, tmp_path):

@@ -76,6 +76,40 @@ def test_the_same_model_in_two_reports_counts_once():
     assert rows["baseline"].seeds == (1,)
 
 
+def with_settings(report, **arguments):
+    return replace(report, run={**report.run, "arguments": arguments})
+
+
+def test_runs_that_differ_in_a_setting_are_not_pooled_as_seeds():
+    runs = [with_settings(RUNS[0], learning_rate=1e-4), with_settings(RUNS[1], learning_rate=3e-5)]
+    labels = [row.model for row in compare(runs)]
+    assert labels == [
+        "predecessor",
+        "successor (theseus); learning_rate=0.0001",
+        "successor (theseus); learning_rate=3e-05",
+        "baseline; learning_rate=0.0001",
+        "baseline; learning_rate=3e-05",
+    ]
+
+
+def test_a_setting_that_the_baseline_does_not_read_keeps_it_together():
+    runs = [with_settings(RUNS[0], temperature=2.0), with_settings(RUNS[1], temperature=4.0)]
+    rows = {row.model: row.seeds for row in compare(runs)}
+    assert rows["baseline"] == (1, 2)
+    assert rows["successor (theseus); temperature=2.0"] == (1,)
+
+
+def test_settings_of_a_loss_keep_runs_apart():
+    of = [{**RUNS[0].run, "losses": {"hidden": {"layer_map": x}}} for x in ("last", "uniform")]
+    labels = [row.model for row in compare([replace(RUNS[0], run=run) for run in of])]
+    assert "successor (theseus: hidden); loss hidden={'layer_map': 'last'}" in labels
+
+
+def test_the_original_of_several_seeds_is_one_run():
+    runs = [run("theseus", seed, (0.8, 0.7 + seed / 100)) for seed in (1, 2, 3)]
+    assert [len(row.scores) for row in compare(runs)] == [1, 3]
+
+
 def test_tasks_are_kept_apart():
     rows = compare([RUNS[0], replace(RUNS[0], task="other")])
     assert [row.task for row in rows] == ["t"] * 3 + ["other"] * 3

@@ -1,5 +1,7 @@
 """The card tells what the report says, validates, and gives nothing away."""
 
+from dataclasses import replace
+
 import pytest
 from huggingface_hub import ModelCard
 from settings import TRAINER_ROWS, build_trainer, tiny_model
@@ -90,6 +92,23 @@ def test_the_card_of_the_original_claims_no_compression(tmp_path):
     text = build_card(report, "predecessor", "me/predecessor").text
     assert "compressed by" not in text
     assert 'from_pretrained("me/predecessor")' in text
+
+
+def test_the_folder_of_the_cache_is_told_to_nobody(tmp_path):
+    folder = str(tmp_path / "cache")
+    cached = {"cache_teacher_outputs": True, "teacher_cache_dir": folder}
+    _, report, card = publish("distillation", tmp_path / "out", **cached)
+    assert report.run["arguments"]["teacher_cache_dtype"] == "float32"
+    assert folder not in str(report.to_dict()) + card.content
+
+
+def test_further_teachers_are_named_with_what_they_score_together(tmp_path):
+    _, report, card = publish("distillation", tmp_path)
+    assert "several teachers" not in card.text
+    facts = {"ensemble_metrics": scores(0.84), "more_teachers": ["b", "me/c"]}
+    text = build_card(replace(report, run={**report.run, **facts}), "successor", "me/x").text
+    said = "the mean answer of several teachers, `org/base` and `b`, `me/c`, which scores 84.0%."
+    assert said in text
 
 
 @pytest.mark.parametrize("row", ["theseus", "distillation", "finetuning"])
