@@ -132,6 +132,14 @@ class DistillationTrainingArguments(CompressionTrainingArguments):
         },
     )
 
+    shard_teacher: bool = field(
+        default=False,
+        metadata={
+            "help": "Under FSDP, shard the frozen teacher's or predecessor's blocks too; without "
+            "it every process holds the whole of it."
+        },
+    )
+
     cache_teacher_outputs: bool = field(
         default=False,
         metadata={

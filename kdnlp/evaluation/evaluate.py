@@ -44,6 +44,8 @@ def evaluate_model(
     trainer = Trainer(model, quiet, data_collator=build_collator(task, tokenizer))
     # Else the stock loss is multiplied by the number of processes.
     trainer.model_accepts_loss_kwargs = False
+    # A model that is evaluated is whole, whatever the run shards while it trains.
+    trainer.is_fsdp_enabled = False
     names = (*task.metrics, "score", "loss")
     results = {}
     with evaluating(model):

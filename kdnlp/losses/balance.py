@@ -70,7 +70,8 @@ class UncertaintyBalancer(LossBalancer):
 
     def __init__(self, names: Sequence[str]) -> None:
         super().__init__(names)
-        self.log_variances = nn.ParameterDict({n: nn.Parameter(torch.zeros(())) for n in names})
+        # Of one element and not of none: FSDP shards no scalars.
+        self.log_variances = nn.ParameterDict({n: nn.Parameter(torch.zeros(1)) for n in names})
 
     def forward(
         self,
@@ -80,7 +81,7 @@ class UncertaintyBalancer(LossBalancer):
         reduce: Reduce,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The sum of one micro-batch; see the class."""
-        variances = {name: self.log_variances[name] for name in self.names}
+        variances = {name: self.log_variances[name].squeeze() for name in self.names}
         terms = [
             weights[name] * ((-variances[name]).exp() * loss + variances[name])
             for name, loss in losses.items()

@@ -193,7 +193,7 @@ def check_successor(predecessor: LayerStack, successor: LayerStack) -> None:
         "model type": (theirs.model_type, ours.model_type),
         "class": (type(predecessor.model).__name__, type(successor.model).__name__),
         "hidden size": (theirs.hidden_size, ours.hidden_size),
-        "block class": (type(predecessor.layers[0]).__name__, type(successor.layers[0]).__name__),
+        "block class": (_block_class(predecessor), _block_class(successor)),
         "vocabulary size": (theirs.vocab_size, ours.vocab_size),
         "label names": (theirs.id2label, ours.id2label),
         "dtype": (predecessor.model.dtype, successor.model.dtype),
@@ -209,6 +209,11 @@ def check_successor(predecessor: LayerStack, successor: LayerStack) -> None:
                 "num_layers=...), or use DistillationTrainer for a student of another shape."
             )
     _refuse_indexed_loops(successor)
+
+
+def _block_class(stack: LayerStack) -> str:
+    """The class of the blocks; sharding derives another one from it."""
+    return type(stack.layers[0]).__name__.removeprefix("FSDP")
 
 
 def _block_kinds(predecessor: PreTrainedModel, successor: PreTrainedModel) -> tuple[Any, Any]:

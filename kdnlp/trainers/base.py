@@ -3,6 +3,7 @@
 import copy
 import logging
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -22,6 +23,8 @@ from kdnlp.models.precision import restore_forward, wrapped_forward
 from kdnlp.trainers.cached import check_rows, use_cache
 from kdnlp.trainers.intermediate import IntermediateOutputs, layers_read
 from kdnlp.trainers.output_dir import check_output_dir, remove_checkpoints
+from kdnlp.trainers.placement import check_processes, place_partner
+from kdnlp.trainers.sharding import check_strategy, sharded
 from kdnlp.trainers.step import TASK, WeightedLossTrainer
 
 logger = logging.getLogger(__name__)
@@ -60,8 +63,8 @@ class CompressionTrainer(WeightedLossTrainer):
         **kwargs: everything else that `Trainer` takes.
 
     Raises:
-        ValueError: for weights that name no loss, several GPUs in one process, or a strategy that
-            shards the model.
+        ValueError: for weights that name no loss, several GPUs in one process, or a strategy other
+            than DDP and FSDP2.
     """
 
     args: CompressionTrainingArguments
@@ -106,31 +109,15 @@ class CompressionTrainer(WeightedLossTrainer):
         # Opting out keeps the loss a plain mean over the batch, whatever the number of processes.
         self.model_accepts_loss_kwargs = False
         self.loss_is_scaled_for_ga = False
-        self._refuse_sharding()
-        self._place_partner()
+        check_strategy(self)
+        self.uses_fsdp, self.is_fsdp_enabled = self.is_fsdp_enabled, False  # on while it trains
+        self.partner = place_partner(self)
         self._check_model(self.student)
         # A loss may make its parameters when it sees the models.
         self._initial_losses = {
             name: copy.deepcopy(module.state_dict())
             for name, module in self._loss_modules().items()
         }
-
-    def _refuse_sharding(self) -> None:
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise ValueError(
-                f"{type(self).__name__} runs under DDP; FSDP and DeepSpeed are not supported yet: "
-                "the frozen partner would not be sharded with the model. Use a DDP configuration."
-            )
-
-    def _place_partner(self) -> None:
-        """Freeze the partner and put it on the run's device."""
-        if self.partner is not None:
-            self._check_own_weights(self.student, self.partner)
-            self.partner.requires_grad_(False)
-            self.partner.eval()
-            # What transformers has dispatched or quantized is where it belongs, and cannot move.
-            if getattr(self.partner, "hf_device_map", None) is None:
-                nn.Module.to(self.partner, self.args.device)
 
     # The model during training: what subclasses add to it is taken off again afterwards.
 
@@ -166,16 +153,6 @@ class CompressionTrainer(WeightedLossTrainer):
                 f"The losses read the teacher's layers {wanted} for this student, but "
                 f"{self._cached_wanted} were cached for an earlier one, and the teacher is gone. "
                 "Search over students of one depth, or without cache_teacher_outputs."
-            )
-
-    def _check_own_weights(self, model: nn.Module, partner: nn.Module) -> None:
-        own = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
-        shared = [own[id(p)] for p in partner.parameters() if id(p) in own]
-        if shared:
-            raise ValueError(
-                f"The model shares {len(shared)} of its parameters with its partner, such as "
-                f"{shared[0]}. The partner is frozen, and so they would be. Give the model weights "
-                "of its own: build_student copies, and so does copy.deepcopy."
             )
 
     def _keep_layers(self, model: PreTrainedModel) -> IntermediateOutputs:
@@ -255,12 +232,18 @@ class CompressionTrainer(WeightedLossTrainer):
         self._holds_other_run = overwrites and not self._owns_output_dir
         self._owns_output_dir = True
         self._recorded = {}
-        try:
-            if self.model_init is None:
-                self.join(self.student)  # type: ignore[unreachable]
-            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
-        finally:
-            self.part(self.student)
+        whole: PreTrainedModel = self.student
+        trains_on: AbstractContextManager[None] = nullcontext()
+        if self.uses_fsdp:
+            self.model = self.model_wrapped = copy.deepcopy(whole)
+            trains_on = sharded(self, whole)
+        with trains_on:
+            try:
+                if self.model_init is None:
+                    self.join(self.student)  # type: ignore[unreachable]
+                return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+            finally:
+                self.part(self.student)
 
     def _hp_search_setup(self, trial: Any) -> None:
         """Check a trial's arguments, and join its model again: they are set after it was built."""
@@ -324,7 +307,7 @@ class CompressionTrainer(WeightedLossTrainer):
                 f"The losses {', '.join(taught)} compare the model with a partner, got none. "
                 "Pass a partner, or use DistillationTrainer."
             )
-        _check_processes(args)
+        check_processes(args)
         self._check_arguments(args)
         return args
 
@@ -368,15 +351,6 @@ def _named_losses(losses: Mapping[str, DistillationLoss] | None) -> dict[str, Di
                 f"objects, got {name!r}: {type(loss).__name__}. {TASK!r} is the loss on the labels."
             )
     return dict(losses or {})
-
-
-def _check_processes(args: CompressionTrainingArguments) -> None:
-    if args.n_gpu > 1:
-        raise ValueError(
-            f"This process sees {args.n_gpu} GPUs and would train with DataParallel, which copies "
-            "the model without its frozen partner. Start one process per GPU: "
-            f"accelerate launch --num_processes {args.n_gpu} ..., or set CUDA_VISIBLE_DEVICES."
-        )
 
 
 def _label_feature(dataset: Any) -> Any:

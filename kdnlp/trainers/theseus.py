@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel, TrainerCallback
 
 from kdnlp.argument_values import parse_slot_sizes
@@ -26,6 +25,7 @@ from kdnlp.models.theseus import (
     resolve_slot_sizes,
 )
 from kdnlp.trainers.base import UNUSED_PARAMETERS, CompressionTrainer
+from kdnlp.trainers.sharding import first_elements
 
 logger = logging.getLogger(__name__)
 
@@ -84,8 +84,8 @@ class TheseusTrainer(CompressionTrainer):
         self.stack: str | None = kwargs.pop("stack", None)
         self.layers: TheseusLayers | None = None
         self._sharing: PreTrainedModel | None = None
-        self.shared: dict[nn.Parameter, bool] = {}
-        self._hooks: list[RemovableHandle] = []
+        self.shared: dict[str, bool] = {}
+        self._gated: list[nn.Parameter] | None = None
         super().__init__(model, args, partner=predecessor, losses=losses, **kwargs)
         self.add_callback(_StepCallback(self))
 
@@ -98,13 +98,12 @@ class TheseusTrainer(CompressionTrainer):
     def join(self, model: PreTrainedModel) -> None:
         """Put the predecessor's blocks behind the successor's and freeze what the two share."""
         self.layers = self._attach(model)
-        blocks = set(self.layers.parameters())
-        self.shared = {p: p.requires_grad for p in model.parameters() if p not in blocks}
-        for parameter in self.shared:
-            trains = self.args.unfreeze_after_replacement and parameter.requires_grad
-            parameter.requires_grad_(trains)
-            if trains:
-                self._hooks.append(parameter.register_hook(self._stage_gate))
+        blocks, parameters = set(self.layers.parameters()), dict(model.named_parameters())
+        self.shared = {n: p.requires_grad for n, p in parameters.items() if p not in blocks}
+        self._gated = None
+        if not self.args.unfreeze_after_replacement:
+            for name in self.shared:
+                parameters[name].requires_grad_(False)
         self._prepare_blocks(self.layers)
         self._announce(self.layers)
         super().join(model)
@@ -113,11 +112,10 @@ class TheseusTrainer(CompressionTrainer):
     def part(self, model: PreTrainedModel) -> None:
         """Leave the successor a plain model whose parameters can all be trained further."""
         detach(model)
-        for hook in self._hooks:
-            hook.remove()
-        for parameter, required_grad in self.shared.items():
-            parameter.requires_grad_(required_grad)
-        self.layers, self.shared, self._hooks = None, {}, []
+        parameters = dict(model.named_parameters())
+        for name, required_grad in self.shared.items():
+            parameters[name].requires_grad_(required_grad)
+        self.layers, self.shared, self._gated = None, {}, None
         self.predecessor.eval()
         super().part(model)
 
@@ -131,7 +129,12 @@ class TheseusTrainer(CompressionTrainer):
         )
         self.layers.replaced = replaced
         self.record({"replaced_fraction": sum(replaced) / len(replaced)})
-        return super().training_step(model, inputs, num_items_in_batch)
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.accelerator.sync_gradients and self.replacing_rate() < 1.0:
+            # Before the norm is taken: what does not train yet is no part of it.
+            for parameter in self.gated_parameters():
+                parameter.grad = None
+        return loss
 
     def compute_loss(
         self,
@@ -145,9 +148,9 @@ class TheseusTrainer(CompressionTrainer):
         if model.training and self.layers is not None:
             # One element is enough to put a parameter in the graph; its gradient is zeros. DDP
             # then needs no search for unused parameters, and an empty draw has a backward pass.
-            skipped = [p for block in self.layers.skipped() for p in block.parameters()]
+            skipped = self.skipped_parameters()
             if skipped:
-                loss = loss + 0.0 * torch.stack([p.flatten()[0] for p in skipped]).sum()
+                loss = loss + 0.0 * first_elements(skipped)
         return (loss, outputs) if return_outputs else loss
 
     def partner_outputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -166,16 +169,17 @@ class TheseusTrainer(CompressionTrainer):
         """The replacing rate, beside the temperature where there are losses."""
         return {**super().scheduled_values(), "replacing_rate": self.replacing_rate()}
 
-    def withheld_parameters(self) -> list[nn.Parameter]:
-        """Parameters that the optimizer must not move at this step, momentum included."""
-        withheld = [] if self.replacing_rate() == 1.0 else list(self.shared)
-        if self.args.skipped_gradients == "none" and self.layers is not None:
-            withheld += [p for block in self.layers.skipped() for p in block.parameters()]
-        return withheld
+    def skipped_parameters(self) -> list[nn.Parameter]:
+        """The parameters of the successor's blocks that are not on the path of this step."""
+        blocks = [] if self.layers is None else self.layers.skipped()
+        return [p for block in blocks for p in block.parameters()]
 
-    def _stage_gate(self, gradient: torch.Tensor) -> torch.Tensor:
-        """Keep the shared parameters' gradients out of the norm until the rate is 1."""
-        return gradient if self.replacing_rate() == 1.0 else torch.zeros_like(gradient)
+    def gated_parameters(self) -> list[nn.Parameter]:
+        """Embeddings and head where they train once the rate is 1: they rest until then."""
+        if self._gated is None:  # found once the run has begun, for FSDP makes other ones
+            parameters = dict(self.student.named_parameters())
+            self._gated = [parameters[n] for n in self.shared if parameters[n].requires_grad]
+        return self._gated
 
     def _attach(self, model: PreTrainedModel) -> TheseusLayers:
         # Once: embeddings and head that have trained in a second stage are the successor's own.
@@ -282,6 +286,7 @@ class _StepCallback(TrainerCallback):
                 (1 - base) / steps,
             )
 
-    def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        for parameter in self.trainer.withheld_parameters():
-            parameter.grad = None
+    def on_pre_optimizer_step(self, args: Any, *others: Any, **kwargs: Any) -> None:
+        if args.skipped_gradients == "none":  # so that the optimizer leaves them, momentum included
+            for parameter in self.trainer.skipped_parameters():
+                parameter.grad = None

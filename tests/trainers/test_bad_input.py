@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -286,20 +287,46 @@ def test_it_is_refused_in_full_sentences_and_leaves_no_trace(case, tmp_path):
 
 
 @pytest.mark.parametrize("row", TRAINER_ROWS.values(), ids=TRAINER_ROWS)
-@pytest.mark.parametrize("strategy", ["fsdp", "deepspeed"])
-def test_a_strategy_that_would_not_shard_the_partner_is_refused(
-    strategy, row, tmp_path, monkeypatch
+def test_deepspeed_is_refused(row, tmp_path, monkeypatch):
+    with_strategy(monkeypatch, deepspeed=True)
+    partner = predecessor()
+    words = (row.trainer, "DDP and FSDP2, got DeepSpeed", "would not shard", "fsdp2.yaml")
+    refuse(words, row, tmp_path, half_frozen(build_student(partner, 2)), partner)
+
+
+@pytest.mark.parametrize(
+    ("plugin", "words"),
+    [
+        ({"fsdp_version": 1}, ("FSDP version 1", "fsdp_version: 2")),
+        ({"cpu_ram_efficient_loading": True}, ("empty on all processes but the first",)),
+        ({"activation_checkpointing": True}, ("use gradient_checkpointing=True",)),
+    ],
+)
+def test_settings_of_fsdp_that_would_train_wrongly_are_refused(
+    plugin, words, tmp_path, monkeypatch
 ):
+    sound = {
+        "fsdp_version": 2,
+        "cpu_ram_efficient_loading": False,
+        "activation_checkpointing": False,
+    }
+    with_strategy(monkeypatch, fsdp=SimpleNamespace(**{**sound, **plugin}))
+    partner = predecessor()
+    row = TRAINER_ROWS["theseus"]
+    refuse(words, row, tmp_path, half_frozen(build_student(partner, 2)), partner)
+
+
+def with_strategy(monkeypatch, fsdp=None, deepspeed=False):
+    """Let every trainer find itself under a strategy that needs GPUs or a package."""
     original = transformers.Trainer.create_accelerator_and_postprocess
 
-    def with_strategy(self):
+    def create(self):
         original(self)
-        setattr(self, f"is_{strategy}_enabled", True)
+        self.is_deepspeed_enabled, self.is_fsdp_enabled = deepspeed, fsdp is not None
+        if fsdp is not None:
+            monkeypatch.setattr(type(self.accelerator.state), "fsdp_plugin", fsdp, raising=False)
 
-    monkeypatch.setattr(transformers.Trainer, "create_accelerator_and_postprocess", with_strategy)
-    partner = predecessor()
-    words = (row.trainer, "under DDP", "FSDP and DeepSpeed", "not be sharded", "Use a DDP")
-    refuse(words, row, tmp_path, half_frozen(build_student(partner, 2)), partner)
+    monkeypatch.setattr(transformers.Trainer, "create_accelerator_and_postprocess", create)
 
 
 @pytest.mark.parametrize("name", BOTH)
@@ -381,7 +408,8 @@ def test_a_trial_trains_with_its_own_values_and_not_those_of_the_trial_before(tm
     step = trainer.training_step
 
     def watch(*args, **kwargs):
-        trains = {p.requires_grad for p in trainer.shared}
+        parameters = dict(trainer.student.named_parameters())
+        trains = {parameters[name].requires_grad for name in trainer.shared}
         seen.append(([len(slot) for slot in trainer.layers.slots], trains))
         return step(*args, **kwargs)
 

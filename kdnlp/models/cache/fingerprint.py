@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from kdnlp.data.columns import column_parts, number_columns
 
@@ -57,7 +58,8 @@ def fingerprint_model(model: nn.Module) -> str:
     config: Any = getattr(model, "config", None)
     settings = _settings(config.to_dict() if hasattr(config, "to_dict") else config)
     own = _settings(getattr(model, "output_settings", None))
-    text = json.dumps([type(model).__name__, settings, own], sort_keys=True, default=str)
+    name = type(model).__name__.removeprefix("FSDP")
+    text = json.dumps([name, settings, own], sort_keys=True, default=str)
     return combine(text, fingerprint_tensors(tensors))
 
 
@@ -66,6 +68,8 @@ def fingerprint_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach()
+        if isinstance(tensor, DTensor):  # sharded; every process asks for the whole
+            tensor = tensor.full_tensor()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
         digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -1,0 +1,56 @@
+"""Where the models of a run lie: a device a process, the frozen partner beside the student."""
+
+import copy
+from typing import TYPE_CHECKING
+
+from torch import nn
+from transformers import PreTrainedModel, TrainingArguments
+
+from kdnlp.trainers.sharding import shard_blocks
+
+if TYPE_CHECKING:
+    from kdnlp.trainers.base import CompressionTrainer
+
+
+def place_partner(trainer: "CompressionTrainer") -> PreTrainedModel | None:
+    """Freeze the trainer's partner, and put it on the run's device: whole, or a share of it.
+
+    Returns:
+        The partner; a copy of it where it is sharded, which would change it for good.
+    """
+    partner = trainer.partner
+    if partner is None:
+        return None
+    _check_own_weights(trainer.student, partner)
+    partner.requires_grad_(False)
+    partner.eval()
+    # What transformers has dispatched or quantized is where it belongs, and cannot move.
+    if getattr(partner, "hf_device_map", None) is not None:
+        return partner
+    if trainer.uses_fsdp and getattr(trainer.args, "shard_teacher", False):
+        partner = copy.deepcopy(partner)
+        shard_blocks(partner, trainer.args.device)
+    else:
+        nn.Module.to(partner, trainer.args.device)
+    return partner
+
+
+def check_processes(args: TrainingArguments) -> None:
+    """Raise `ValueError` for several GPUs in one process."""
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"This process sees {args.n_gpu} GPUs and would train with DataParallel, which copies "
+            "the model without its frozen partner. Start one process per GPU: "
+            f"accelerate launch --num_processes {args.n_gpu} ..., or set CUDA_VISIBLE_DEVICES."
+        )
+
+
+def _check_own_weights(model: nn.Module, partner: nn.Module) -> None:
+    own = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
+    shared = [own[id(p)] for p in partner.parameters() if id(p) in own]
+    if shared:
+        raise ValueError(
+            f"The model shares {len(shared)} of its parameters with its partner, such as "
+            f"{shared[0]}. The partner is frozen, and so they would be. Give the model weights "
+            "of its own: build_student copies, and so does copy.deepcopy."
+        )

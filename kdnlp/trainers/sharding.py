@@ -1,0 +1,139 @@
+"""Training under FSDP2: which settings are sound, and how the sharded model becomes whole again."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+from kdnlp.models.layers import find_layers
+
+if TYPE_CHECKING:
+    from kdnlp.trainers.base import CompressionTrainer
+
+
+def check_strategy(trainer: "CompressionTrainer") -> None:
+    """Raise `ValueError` for a way of distributing the model that would train wrongly.
+
+    DDP and FSDP2 remain.
+    """
+    if trainer.is_deepspeed_enabled:
+        raise ValueError(
+            f"{type(trainer).__name__} runs under DDP and FSDP2, got DeepSpeed. Its engine keeps "
+            "the gradients to itself, so that those of blocks that were not drawn cannot be given "
+            "or withheld, and it would not shard the frozen model. Use "
+            "recipes/accelerate/fsdp2.yaml, which shards what ZeRO-3 shards."
+        )
+    if trainer.args.fsdp and not trainer.is_fsdp_enabled:
+        raise ValueError(
+            f"fsdp was asked for, and Accelerate does not start it on {trainer.args.device.type}: "
+            "the run would go on under DDP, with whole models on every process, and not say so. "
+            "Leave fsdp out, or run on GPUs."
+        )
+    if trainer.is_fsdp_enabled:
+        _check_fsdp(trainer, trainer.accelerator.state.fsdp_plugin)
+
+
+def _check_fsdp(trainer: "CompressionTrainer", plugin: Any) -> None:
+    wrong = {
+        "FSDP version 1": (plugin.fsdp_version != 2, "set fsdp_version: 2"),
+        "cpu_ram_efficient_loading": (
+            plugin.cpu_ram_efficient_loading,
+            "set fsdp_cpu_ram_efficient_loading: false, for the frozen model would be empty on all "
+            "processes but the first",
+        ),
+        "FSDP's own activation checkpointing": (
+            plugin.activation_checkpointing,
+            "use gradient_checkpointing=True, which also reaches the predecessor's blocks",
+        ),
+        "model_init": (trainer.model_init is not None, "pass the model itself"),
+        "an optimizer of your own": (
+            trainer.optimizer is not None,
+            "name one by optim; yours holds parameters that are about to be sharded",
+        ),
+        "loss_balancing=gradient_norm": (
+            getattr(trainer.args, "loss_balancing", "none") == "gradient_norm",
+            "use uncertainty; the first block's weights are gone when the gradient is measured",
+        ),
+    }
+    found = {name: fix for name, (is_set, fix) in wrong.items() if is_set}
+    if found:
+        raise ValueError(
+            f"Under FSDP expected version 2 on a model that stands ready, got "
+            f"{', '.join(found)}: {'; '.join(found.values())}."
+        )
+
+
+def shard_blocks(model: nn.Module, device: torch.device) -> None:
+    """Shard the blocks of a frozen model over all processes, and put the rest on the device.
+
+    A block's weights are gathered when it runs and let go after it. Embeddings and head stay whole.
+
+    Args:
+        model: a transformers model, or several teachers as one; it is changed for good.
+        device: where the shards go.
+    """
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    for part in _transformers_models(model):
+        for block in find_blocks(part):
+            fully_shard(block, mesh=mesh, reshard_after_forward=True)
+    nn.Module.to(model, device)
+
+
+def find_blocks(model: PreTrainedModel) -> list[nn.Module]:
+    """The blocks of all stacks of a model: one stack, or encoder and decoder."""
+    if not model.config.is_encoder_decoder:
+        return list(find_layers(model).layers)
+    return [b for stack in ("encoder", "decoder") for b in find_layers(model, stack).layers]
+
+
+@contextmanager
+def sharded(trainer: "CompressionTrainer", whole: PreTrainedModel) -> Iterator[None]:
+    """Let the stock trainer shard the model that it holds, a copy of `whole`.
+
+    Afterwards `whole` has the trained weights on every process, and is the trainer's model again.
+    Where training stops by an error it keeps its first weights: gathering would wait for a process
+    that is no longer there.
+
+    Args:
+        trainer: whose `model` is the copy.
+        whole: the caller's model, which is not sharded.
+    """
+    trainer.is_fsdp_enabled = True
+    plugin = trainer.accelerator.state.fsdp_plugin
+    if plugin.transformer_cls_names_to_wrap is None:
+        plugin.transformer_cls_names_to_wrap = [type(find_blocks(whole)[0]).__name__]
+    try:
+        yield
+        whole.load_state_dict(full_weights(trainer.student))
+        nn.Module.to(whole, trainer.args.device)
+    finally:
+        trainer.is_fsdp_enabled = False
+        trainer.model = trainer.model_wrapped = whole
+
+
+def full_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The state dict of a sharded model with whole tensors; every process must call this."""
+    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
+    return cast(dict[str, torch.Tensor], state)
+
+
+def first_elements(parameters: list[nn.Parameter]) -> torch.Tensor:
+    """The sum of one element of each parameter, or of none where a process has no share of it.
+
+    In the graph it reaches every parameter, on whichever processes it lies.
+    """
+    local = [p.to_local() if isinstance(p, DTensor) else p for p in parameters]
+    return torch.cat([tensor.flatten()[:1] for tensor in local]).sum()
+
+
+def _transformers_models(model: nn.Module) -> list[PreTrainedModel]:
+    if isinstance(model, PreTrainedModel):
+        return [model]
+    return [m for child in model.children() for m in _transformers_models(child)]
