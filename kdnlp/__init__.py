@@ -38,6 +38,7 @@ _HOMES = {
     "in_model_order": "models.pretrained",
     "attach": "models.theseus",
     "detach": "models.theseus",
+    "Unpadded": "models.unpadded",
     "cache_teacher": "models.cache",
     "CachedCollator": "models.cache",
     "TeacherCache": "models.cache",
@@ -145,6 +146,7 @@ if TYPE_CHECKING:
     )
     from kdnlp.models.student import build_student
     from kdnlp.models.theseus import attach, detach
+    from kdnlp.models.unpadded import Unpadded
     from kdnlp.schedules import SCHEDULES, build_schedule
     from kdnlp.trainers.base import CompressionTrainer
     from kdnlp.trainers.distillation import DistillationTrainer

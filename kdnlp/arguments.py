@@ -40,6 +40,13 @@ class CompressionTrainingArguments(TrainingArguments):
         default=None,
         metadata={"help": "A checkpoint's folder, or `last` for the newest one in output_dir."},
     )
+    unpadded: bool = field(
+        default=False,
+        metadata={
+            "help": "Run the blocks of the trained model and its frozen partner on the real tokens "
+            "of a batch alone, with the outputs of the padded run."
+        },
+    )
 
     def __post_init__(self) -> None:
         """Check the arguments, then let transformers resolve its own."""
@@ -52,6 +59,12 @@ class CompressionTrainingArguments(TrainingArguments):
         Called at construction and again when training starts, since a hyperparameter search sets
         fields on a finished object.
         """
+        if self.unpadded and (self.torch_compile or getattr(self, "compile_blocks", False)):
+            raise ValueError(
+                "unpadded=True gives the blocks another number of tokens in every batch, and "
+                "compiled ones would be compiled anew until the recompile limit stops it. Use "
+                "either, not both."
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the Hub's token: `training_args.bin` is pushed with the model."""

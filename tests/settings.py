@@ -227,6 +227,7 @@ class TrainerRow:
     arguments: dict[str, Any] = field(default_factory=dict)
     losses: Callable[[], dict[str, DistillationLoss]] | None = None
     of_the_batch: bool = False
+    padded: bool = False  # rows of several lengths
 
 
 TRAINER_ROWS = {
@@ -260,6 +261,22 @@ TRAINER_ROWS = {
     ),
     "distillation-gradient-norm": TrainerRow(
         "DistillationTrainer", {"loss_balancing": "gradient_norm"}, of_the_batch=True
+    ),
+    "finetuning-unpadded": TrainerRow("CompressionTrainer", {"unpadded": True}, padded=True),
+    "distillation-unpadded": TrainerRow(
+        "DistillationTrainer",
+        {"unpadded": True},
+        losses=lambda: {"logits": LogitsLoss(), "hidden": HiddenLoss(), "relation": RelationLoss()},
+        padded=True,
+    ),
+    "distillation-unpadded-cached": TrainerRow(
+        "DistillationTrainer", {"unpadded": True, "cache_teacher_outputs": True}, padded=True
+    ),
+    "theseus-unpadded": TrainerRow(
+        "TheseusTrainer",
+        {"unpadded": True},
+        losses=lambda: {"logits": LogitsLoss(), "hidden": HiddenLoss()},
+        padded=True,
     ),
     "theseus": TrainerRow("TheseusTrainer"),
     "theseus-none": TrainerRow(
@@ -301,13 +318,20 @@ STEP_DEFAULTS: dict[str, Any] = {
 }
 
 
-def tiny_dataset(rows: int = 32, length: int = 6, seed: int = 0) -> datasets.Dataset:
+def tiny_dataset(
+    rows: int = 32, length: int = 6, seed: int = 0, padded: bool = False
+) -> datasets.Dataset:
     """Token ids of one length, labelled by whether the first id is above the middle."""
-    ids = np.random.default_rng(seed).integers(5, VOCAB_SIZE, (rows, length))
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(5, VOCAB_SIZE, (rows, length))
+    mask = np.ones_like(ids)
+    if padded:
+        mask = (np.arange(length) < rng.integers(1, length + 1, (rows, 1))).astype(int)
+        ids = np.where(mask == 1, ids, 0)
     return datasets.Dataset.from_dict(
         {
             "input_ids": ids.tolist(),
-            "attention_mask": np.ones_like(ids).tolist(),
+            "attention_mask": mask.tolist(),
             "labels": (ids[:, 0] > (VOCAB_SIZE + 5) // 2).astype(int).tolist(),
         }
     )
@@ -334,8 +358,8 @@ def build_trainer(
         overrides.setdefault("teacher_cache_dir", f"{folder}-teacher")
     args = arguments(row.trainer, folder, **{**row.arguments, **overrides})
     options = {
-        "train_dataset": tiny_dataset(),
-        "eval_dataset": tiny_dataset(8, seed=1),
+        "train_dataset": tiny_dataset(padded=row.padded),
+        "eval_dataset": tiny_dataset(8, seed=1, padded=row.padded),
         "losses": row.losses() if row.losses else None,
         **(trainer_options or {}),
     }

@@ -298,7 +298,11 @@ def test_a_weight_at_either_end_is_enough(distillation):
 # Serialisation.
 
 SET = {
-    CompressionTrainingArguments: {"overwrite_output_dir": True, "learning_rate": 3e-5},
+    CompressionTrainingArguments: {
+        "overwrite_output_dir": True,
+        "learning_rate": 3e-5,
+        "unpadded": True,
+    },
     DistillationTrainingArguments: {
         "temperature": 4.0,
         "final_temperature": 1.5,

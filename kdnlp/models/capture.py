@@ -17,6 +17,7 @@ from transformers.masking_utils import eager_mask
 
 from kdnlp.models.layers import find_layers
 from kdnlp.models.theseus import TheseusLayers
+from kdnlp.models.token_layout import TokenLayout, find_layout
 
 ATTENTION_FIELDS = frozenset({"attentions", "scores"})
 """Fields that only the attention function itself sees."""
@@ -92,6 +93,8 @@ class Capture:
         self.active = False
         self.num_layers = 0
         self._fields: dict[str, set[int]] = {}
+        self._layouts: dict[int, TokenLayout | None] = {}
+        self._flat: list[tuple[str, int]] = []
         self._handles: list[RemovableHandle] = []
         self._recorded: list[tuple[nn.Module, _Keep]] = []
         self._model_name = type(model).__name__
@@ -108,6 +111,8 @@ class Capture:
             check_attention(model)
         try:
             self._watch_all(blocks)
+            if set(layers) & set(_VECTORS):
+                self._hook(model.base_model, lambda _: self._pad_vectors())
         except BaseException:
             self.remove()
             raise
@@ -120,6 +125,7 @@ class Capture:
     def __exit__(self, *exception: Any) -> None:
         # What is recomputed for gradient checkpointing passes the hooks again.
         self.active, self.kept = False, {}
+        self._layouts, self._flat = {}, []
 
     def remove(self) -> None:
         """Take the hooks off the model."""
@@ -161,6 +167,7 @@ class Capture:
         self._handles.append(module.register_forward_hook(lambda _, args, output: keep(output)))
 
     def _watch_vectors(self, block: nn.Module, layer: int, fields: Collection[str]) -> None:
+        self._watch_layout(block, layer)
         leaves = {name.rpartition(".")[2]: m for name, m in reversed(list(block.named_modules()))}
         fused = next((leaves[name] for name in _FUSED if name in leaves), None)
         if fused is not None and _width_of(fused) != 3 * self._width:
@@ -179,6 +186,25 @@ class Capture:
 
     def _keep_vectors(self, field: str, layer: int, part: int | None, output: torch.Tensor) -> None:
         self.keep(field, layer, output if part is None else output.chunk(3, dim=-1)[part])
+        if self.active and self._layouts.get(layer) is not None:
+            self._flat.append((field, layer))
+
+    def _watch_layout(self, block: nn.Module, layer: int) -> None:
+        """Note where the real tokens lie: inside an unpadded block there are no rows."""
+
+        def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if self.active:
+                self._layouts[layer] = find_layout(args, kwargs)
+
+        self._handles.append(block.register_forward_pre_hook(note, with_kwargs=True))
+
+    def _pad_vectors(self) -> None:
+        # After the last block: what is recomputed for checkpointing must do as it did before.
+        for field, layer in dict.fromkeys(self._flat):
+            layout = self._layouts[layer]
+            assert layout is not None
+            self.kept[field][layer] = layout.scatter(self.kept[field][layer])
+        self._flat = []
 
     def _watch_attention(self, block: nn.Module, layer: int, fields: Collection[str]) -> None:
         def keep(shown: Mapping[str, torch.Tensor]) -> None:

@@ -26,6 +26,7 @@ from kdnlp.trainers.output_dir import check_output_dir, remove_checkpoints
 from kdnlp.trainers.placement import check_processes, place_partner
 from kdnlp.trainers.sharding import check_strategy, sharded
 from kdnlp.trainers.step import TASK, WeightedLossTrainer
+from kdnlp.trainers.unpadding import Unpadding
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +96,7 @@ class CompressionTrainer(WeightedLossTrainer):
         self.balancer = None
         self._owns_output_dir = False
         self._holds_other_run = False
+        self.unpadding = Unpadding()
         self._prepared: tuple[nn.Module, dict[str, Any]] | None = None
         self._initial_losses: dict[str, dict[str, Any]] = {}
         self.is_in_train = False  # read by call_model_init, which Trainer's constructor calls
@@ -128,8 +130,10 @@ class CompressionTrainer(WeightedLossTrainer):
         if self.partner is not None:
             self.partner.eval()
         self.intermediate = self._keep_layers(model)
+        self.unpadding.start(self.args, self.partner, self.stack)
         if self.cache is None and getattr(self.args, "cache_teacher_outputs", False):
             self._use_cache()
+        self.unpadding.start(self.args, model, self.stack)
         trainable = {n: m for n, m in self._loss_modules().items() if list(m.parameters())}
         if trainable:
             model.add_module(LOSS_MODULE, nn.ModuleDict(trainable).to(model.device))
@@ -180,6 +184,7 @@ class CompressionTrainer(WeightedLossTrainer):
         if wrapped_forward(model):
             self._prepared = model, wrapped_forward(model)
         restore_forward(model, {})
+        self.unpadding.stop()
         if self.intermediate is not None:
             self.intermediate.remove()
             self.intermediate = None
@@ -197,7 +202,8 @@ class CompressionTrainer(WeightedLossTrainer):
         """Evaluate in the precision of training, after it too."""
         put_back = self._in_training_precision(self.student)
         try:
-            return super().evaluation_loop(*args, **kwargs)
+            with self.unpadding.during(self.args, self.student, self.stack):
+                return super().evaluation_loop(*args, **kwargs)
         finally:
             if put_back:
                 restore_forward(self.student, {})
@@ -332,10 +338,12 @@ class CompressionTrainer(WeightedLossTrainer):
                 "and are lost. Load it with dtype=torch.float32, and use bf16=True for speed.",
                 ", ".join(map(str, half)),
             )
-        self.task = task_kind(model, _label_feature(self.train_dataset))
+        features = getattr(self.train_dataset, "features", None) or {}
+        self.task = task_kind(model, features.get("labels"))
         for loss in self.losses.values():
             loss.prepare(model.config, self._partner_config, self.task)
         # What cannot be read is refused now, not when training starts.
+        self.unpadding.check(self.args, (model, self.partner), self.losses, self.stack)
         self._keep_layers(model).remove()
         if self.cache is not None:
             self._check_cached_layers()
@@ -351,11 +359,6 @@ def _named_losses(losses: Mapping[str, DistillationLoss] | None) -> dict[str, Di
                 f"objects, got {name!r}: {type(loss).__name__}. {TASK!r} is the loss on the labels."
             )
     return dict(losses or {})
-
-
-def _label_feature(dataset: Any) -> Any:
-    """What the labels of a dataset are, where it says so."""
-    return (getattr(dataset, "features", None) or {}).get("labels")
 
 
 def _reset(module: nn.Module, state: dict[str, Any]) -> None:

@@ -144,7 +144,7 @@ class TheseusTrainer(CompressionTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """The weighted sum of the losses; every successor block has a gradient, zero if skipped."""
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if model.training and self.layers is not None:
             # One element is enough to put a parameter in the graph; its gradient is zeros. DDP
             # then needs no search for unused parameters, and an empty draw has a backward pass.
