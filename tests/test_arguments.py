@@ -311,6 +311,7 @@ SET = {
         "final_loss_weights": '{"logits": 2}',
         "loss_weights_schedule": "step",
         "loss_balancing": "uncertainty",
+        "shard_teacher": True,
         "cache_teacher_outputs": True,
         "teacher_cache_dir": "teacher",
         "teacher_cache_limit_gb": 2.5,
