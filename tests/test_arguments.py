@@ -4,12 +4,12 @@ import json
 import pytest
 from transformers import HfArgumentParser, TrainingArguments
 
-from kdnlp.argument_values import parse_slot_sizes, parse_weights
 from kdnlp.arguments import (
     CompressionTrainingArguments,
     DistillationTrainingArguments,
     TheseusTrainingArguments,
 )
+from kdnlp.arguments.values import parse_slot_sizes, parse_weights
 
 CLASSES = [CompressionTrainingArguments, DistillationTrainingArguments, TheseusTrainingArguments]
 NAMES = ["task", "logits"]

@@ -12,8 +12,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
-from kdnlp.argument_values import checkpoints_reentrantly
 from kdnlp.arguments import CompressionTrainingArguments, DistillationTrainingArguments
+from kdnlp.arguments.values import checkpoints_reentrantly
 from kdnlp.losses import DistillationLoss
 from kdnlp.losses.balance import BALANCERS, GradientNormBalancer
 from kdnlp.models.alignment import input_names

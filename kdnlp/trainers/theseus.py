@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 
-from kdnlp.argument_values import parse_slot_sizes
 from kdnlp.arguments import CompressionTrainingArguments, TheseusTrainingArguments
+from kdnlp.arguments.values import parse_slot_sizes
 from kdnlp.losses import DistillationLoss
 from kdnlp.losses.mapped import MappedLoss
 from kdnlp.models.layers import find_layers

@@ -7,7 +7,7 @@ import kdnlp
 
 PACKAGE = Path(kdnlp.__file__).parent
 LEVELS = [
-    {"arguments", "argument_values", "schedules"},
+    {"arguments", "checkpoints", "schedules"},
     {"data"},
     {"models"},
     {"losses"},
