@@ -6,6 +6,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pytest
 import torch
 import transformers
 from transformers import AutoConfig, PreTrainedModel
@@ -487,3 +488,20 @@ def build_cell(loss: str, task: str, folder: Any, **overrides: Any) -> Compressi
 
 CELLS = [(loss, task) for loss in LOSSES for task in TASK_ROWS]
 SENSIBLE_CELLS = [(loss, task) for loss, task in CELLS if task in LOSSES[loss].tasks]
+
+FEW_CELLS = [
+    (loss, tasks[number % len(tasks)])
+    for number, loss in enumerate(LOSSES)
+    for tasks in [[task for task in TASK_ROWS if task in LOSSES[loss].tasks]]
+]
+"""Every loss on one kind of task, and every kind of task with some loss."""
+
+
+def few_of(items: Any, few: Any, parts: tuple[str, str] = ("few", "rest")) -> list[Any]:
+    """Parameters, each with the part of a launch that it stands in; the rest is for slow tests."""
+    return [
+        pytest.param(item, parts[0], id=str(item))
+        if item in few
+        else pytest.param(item, parts[1], id=str(item), marks=pytest.mark.slow)
+        for item in items
+    ]

@@ -10,8 +10,8 @@ from transformers.trainer_utils import IntervalStrategy
 from kdnlp.data.preparation import build_collator
 from kdnlp.data.task import Task
 from kdnlp.evaluation.metrics import build_compute_metrics
+from kdnlp.models.modes import evaluating
 from kdnlp.models.precision import restore_forward, wrapped_forward
-from kdnlp.profiling.forward import evaluating
 
 
 def evaluate_model(

@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import eager_mask
 
-from kdnlp.models.layers import find_layers
+from kdnlp.models.layers import find_layers, lets_attention_be_chosen
 from kdnlp.models.theseus import TheseusLayers
 from kdnlp.models.token_layout import TokenLayout, find_layout
 
@@ -266,11 +266,7 @@ def check_attention(model: PreTrainedModel) -> None:
 
     `show_attention` checks that the chosen one is the model's own.
     """
-    if not any(
-        getattr(module, "_supports_attention_backend", False)
-        for module in model.modules()
-        if isinstance(module, PreTrainedModel)
-    ):
+    if not lets_attention_be_chosen(model):
         raise ValueError(
             f"{type(model).__name__} computes its attention in its own forward, out of reach of "
             "transformers' attention interface, and adds position terms there. Its scores and "

@@ -98,6 +98,15 @@ def count_key(config: PretrainedConfig, path: str) -> str:
     return config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
 
 
+def lets_attention_be_chosen(model: PreTrainedModel) -> bool:
+    """Whether a model's attention goes through transformers' attention interface."""
+    return any(
+        getattr(module, "_supports_attention_backend", False)
+        for module in model.modules()
+        if isinstance(module, PreTrainedModel)
+    )
+
+
 def _candidates(model: PreTrainedModel) -> list[LayerStack]:
     base = model.base_model
     prefix = next(name for name, module in model.named_modules() if module is base)

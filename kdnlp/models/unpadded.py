@@ -3,8 +3,7 @@
 Embeddings, heads and whatever watches the blocks see padded tensors as always.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -13,7 +12,8 @@ from torch import nn
 from transformers import Cache, PreTrainedModel
 
 from kdnlp.models.heads import TOKEN_TASKS, task_kind
-from kdnlp.models.layers import find_layers
+from kdnlp.models.layers import find_layers, lets_attention_be_chosen
+from kdnlp.models.modes import evaluating
 from kdnlp.models.token_layout import TokenLayout, find_layout
 from kdnlp.models.unpadded_attention import UNPADDED_ATTENTION
 
@@ -146,11 +146,7 @@ def _check_family(model: PreTrainedModel) -> None:
             f"unpadded=True is for models with one stack and no attention to another, got {name}: "
             "its decoder reads the encoder's padded states. Set unpadded=False."
         )
-    if not any(
-        getattr(module, "_supports_attention_backend", False)
-        for module in model.modules()
-        if isinstance(module, PreTrainedModel)
-    ):
+    if not lets_attention_be_chosen(model):
         raise ValueError(
             f"{name} does not let its attention function be chosen, as a rule because its scores "
             "hold terms by relative position. An attention of sequence by sequence would leave "
@@ -210,19 +206,8 @@ def _probe(model: PreTrainedModel, left: bool = False) -> torch.Tensor:
     inputs = {"input_ids": ids, "attention_mask": mask}
     if task == "multiple_choice":
         inputs = {name: values[:, None] for name, values in inputs.items()}
-    with _in_eval_mode(model):
+    with evaluating(model):
         # The class's own forward: accelerate wraps the instance's in autocast.
         output: torch.Tensor = type(probed).forward(probed, **inputs)[0]
     by_token = task in TOKEN_TASKS or probed is not model or output.shape[:2] == ids.shape
     return output[mask == 1] if by_token else output
-
-
-@contextmanager
-def _in_eval_mode(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training

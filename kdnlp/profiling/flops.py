@@ -12,7 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
-from kdnlp.profiling.forward import evaluating, example_inputs
+from kdnlp.models.modes import evaluating
+from kdnlp.profiling.forward import example_inputs
 
 COUNTED_ATTENTION = ("eager", "sdpa")
 

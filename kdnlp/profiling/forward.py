@@ -1,8 +1,6 @@
-"""What profiling a model needs: an input without padding, and evaluation mode for a while."""
+"""What profiling runs a model on: an input without padding."""
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -38,21 +36,6 @@ def example_inputs(
         "decoder_input_ids": ids,
     }
     return {name: tensor for name, tensor in candidates.items() if name in accepted}
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model in eval mode; on leaving, give every submodule the mode that it had.
-
-    `model.train()` would not do: a partly frozen model holds submodules of either mode.
-    """
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _word_ids(config: PretrainedConfig, length: int) -> torch.Tensor:

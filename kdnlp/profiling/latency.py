@@ -12,7 +12,8 @@ import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
-from kdnlp.profiling.forward import evaluating, example_inputs
+from kdnlp.models.modes import evaluating
+from kdnlp.profiling.forward import example_inputs
 
 MIN_REPEATS = 3
 

@@ -113,7 +113,9 @@ class CompressionTrainer(WeightedLossTrainer):
         self.loss_is_scaled_for_ga = False
         check_strategy(self)
         self.uses_fsdp, self.is_fsdp_enabled = self.is_fsdp_enabled, False  # on while it trains
-        self.partner = place_partner(self)
+        if self.partner is not None:
+            shard = self.uses_fsdp and getattr(args, "shard_teacher", False)
+            self.partner = place_partner(self.partner, self.student, args.device, shard)
         self._check_model(self.student)
         # A loss may make its parameters when it sees the models.
         self._initial_losses = {

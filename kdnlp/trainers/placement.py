@@ -1,37 +1,33 @@
 """Where the models of a run lie: a device a process, the frozen partner beside the student."""
 
 import copy
-from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
 
 from kdnlp.trainers.sharding import shard_blocks
 
-if TYPE_CHECKING:
-    from kdnlp.trainers.base import CompressionTrainer
 
-
-def place_partner(trainer: "CompressionTrainer") -> PreTrainedModel | None:
-    """Freeze the trainer's partner, and put it on the run's device: whole, or a share of it.
+def place_partner(
+    partner: PreTrainedModel, student: PreTrainedModel, device: torch.device, shard: bool
+) -> PreTrainedModel:
+    """Freeze a partner, and put it on the run's device: whole, or a share of it.
 
     Returns:
         The partner; a copy of it where it is sharded, which would change it for good.
     """
-    partner = trainer.partner
-    if partner is None:
-        return None
-    _check_own_weights(trainer.student, partner)
+    _check_own_weights(student, partner)
     partner.requires_grad_(False)
     partner.eval()
     # What transformers has dispatched or quantized is where it belongs, and cannot move.
     if getattr(partner, "hf_device_map", None) is not None:
         return partner
-    if trainer.uses_fsdp and getattr(trainer.args, "shard_teacher", False):
+    if shard:
         partner = copy.deepcopy(partner)
-        shard_blocks(partner, trainer.args.device)
+        shard_blocks(partner, device)
     else:
-        nn.Module.to(partner, trainer.args.device)
+        nn.Module.to(partner, device)
     return partner
 
 

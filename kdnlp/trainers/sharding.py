@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
+from accelerate.utils import parse_flag_from_env
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
@@ -13,12 +14,10 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from kdnlp.models.layers import find_layers
-
-if TYPE_CHECKING:
-    from kdnlp.trainers.base import CompressionTrainer
+from kdnlp.trainers.step import WeightedLossTrainer
 
 
-def check_strategy(trainer: "CompressionTrainer") -> None:
+def check_strategy(trainer: WeightedLossTrainer) -> None:
     """Raise `ValueError` for a way of distributing the model that would train wrongly.
 
     DDP and FSDP2 remain.
@@ -30,17 +29,19 @@ def check_strategy(trainer: "CompressionTrainer") -> None:
             "or withheld, and it would not shard the frozen model. Use "
             "recipes/accelerate/fsdp2.yaml, which shards what ZeRO-3 shards."
         )
-    if trainer.args.fsdp and not trainer.is_fsdp_enabled:
+    asked = trainer.args.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP")
+    if asked and not trainer.is_fsdp_enabled:
         raise ValueError(
-            f"fsdp was asked for, and Accelerate does not start it on {trainer.args.device.type}: "
-            "the run would go on under DDP, with whole models on every process, and not say so. "
-            "Leave fsdp out, or run on GPUs."
+            "FSDP was asked for, by fsdp or by Accelerate's configuration, and Accelerate did not "
+            f"start it here, with {trainer.args.world_size} process(es) on "
+            f"{trainer.args.device.type}: the run would go on with whole models on every process, "
+            "and not say so. Leave FSDP out, or start several processes on GPUs."
         )
     if trainer.is_fsdp_enabled:
         _check_fsdp(trainer, trainer.accelerator.state.fsdp_plugin)
 
 
-def _check_fsdp(trainer: "CompressionTrainer", plugin: Any) -> None:
+def _check_fsdp(trainer: WeightedLossTrainer, plugin: Any) -> None:
     wrong = {
         "FSDP version 1": (plugin.fsdp_version != 2, "set fsdp_version: 2"),
         "cpu_ram_efficient_loading": (
@@ -62,12 +63,34 @@ def _check_fsdp(trainer: "CompressionTrainer", plugin: Any) -> None:
             "use uncertainty; the first block's weights are gone when the gradient is measured",
         ),
     }
+    tied = tied_apart(trainer.student)
+    wrong[f"weights tied between {' and '.join(tied)}"] = (
+        bool(tied),
+        "use DDP (recipes/accelerate/multi_gpu.yaml), or untie them",
+    )
     found = {name: fix for name, (is_set, fix) in wrong.items() if is_set}
     if found:
         raise ValueError(
             f"Under FSDP expected version 2 on a model that stands ready, got "
             f"{', '.join(found)}: {'; '.join(found.values())}."
         )
+
+
+def tied_apart(model: PreTrainedModel) -> list[str]:
+    """The names of one tensor that modules of different shards hold, or none.
+
+    Accelerate puts the embeddings and an output layer that is tied to them into one shard. Any
+    other tie, as BERT's masked-word head has in its bias, and T5 between its stacks, torch refuses.
+    """
+    names: dict[nn.Parameter, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(parameter, []).append(name)
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    together = {p for end in ends if end is not None for p in end.parameters(recurse=False)}
+    for parameter, found in names.items():
+        if len(found) > (2 if parameter in together else 1):
+            return found
+    return []
 
 
 def shard_blocks(model: nn.Module, device: torch.device) -> None:
@@ -94,7 +117,7 @@ def find_blocks(model: PreTrainedModel) -> list[nn.Module]:
 
 
 @contextmanager
-def sharded(trainer: "CompressionTrainer", whole: PreTrainedModel) -> Iterator[None]:
+def sharded(trainer: WeightedLossTrainer, whole: PreTrainedModel) -> Iterator[None]:
     """Let the stock trainer shard the model that it holds, a copy of `whole`.
 
     Afterwards `whole` has the trained weights on every process, and is the trainer's model again.

@@ -1,10 +1,11 @@
-"""Started by `accelerate launch`: trains every row on all processes and writes what happened.
+"""Started by `accelerate launch`: trains rows or cells on all processes and writes what happened.
 
-With `fsdp` as the last argument the rows train sharded. Accelerate starts FSDP on GPUs alone,
-though torch shards on CPUs as well; here it is told that the processes are those of GPUs.
+The sharded parts are FSDP2. Accelerate starts it on GPUs alone, though torch shards on CPUs as
+well; here it is told that the processes are those of GPUs.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -15,22 +16,68 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType, gather_object
 from settings import (
+    FEW_CELLS,
+    LOSS_ROWS,
     NO_DROPOUT,
     SENSIBLE_CELLS,
+    TASK_ROWS,
     TRAINER_ROWS,
     TrainerRow,
     build_cell,
     build_trainer,
+    task_dataset,
+    task_model,
     tiny_dataset,
     tiny_model,
 )
 
 from kdnlp.losses import HiddenLoss
 from kdnlp.models.student import build_student
+from kdnlp.trainers.base import CompressionTrainer
+
+LOSS_NAMES = [name for name in TRAINER_ROWS if name.removeprefix("distillation-") in LOSS_ROWS]
+"""The rows that differ in their loss alone."""
+
+RESUMED = ("theseus", "distillation-parameters")
 
 
-def checksum(model):
-    return [tensor.double().sum().item() for tensor in model.state_dict().values()]
+def main(folder: Path, part: str) -> None:
+    results = PARTS[part](folder)
+    if PartialState().is_main_process:
+        (folder / "results.json").write_text(json.dumps(results))
+    PartialState().destroy_process_group()
+
+
+def train_rows(folder: Path, names: list[str]) -> dict:
+    """Rows under DDP."""
+    results = {}
+    for name in names:
+        torch.manual_seed(11)
+        trainer = build_trainer(
+            TRAINER_ROWS[name], folder / name, eval_strategy="steps", eval_steps=3, **share()
+        )
+        trainer.train()
+        trainer.save_model()
+        results[name] = {
+            "history": trainer.state.log_history,
+            "checksums": gather_object([checksum(trainer.student)]),
+            "ddp": type(trainer.model_wrapped).__name__,
+        }
+    return results
+
+
+def train_cells(folder: Path, cells: list[tuple[str, str]]) -> dict:
+    """Losses on kinds of task under DDP."""
+    results = {}
+    for loss, task in cells:
+        torch.manual_seed(11)
+        trainer = build_cell(loss, task, folder / loss / task, **share())
+        trainer.train()
+        results[f"{loss}-{task}"] = {
+            "history": trainer.state.log_history,
+            "checksums": gather_object([checksum(trainer.student)]),
+        }
+    return results
 
 
 def unlabelled_layers(folder: Path) -> dict:
@@ -48,45 +95,27 @@ def unlabelled_layers(folder: Path) -> dict:
 def refused_without_gpus(folder: Path) -> str:
     """What is said where FSDP was asked for and Accelerate would start DDP."""
     try:
-        build_trainer(TRAINER_ROWS["theseus"], folder, fsdp=True)
+        build_trainer(TRAINER_ROWS["theseus"], folder, **FSDP)
     except ValueError as error:
         return str(error)
     return ""
 
 
-def shard_rows(folder: Path, per_device_batch: int) -> dict:
-    """Every row under FSDP2, with a whole or a sharded partner in turn."""
-    results = {"refused": refused_without_gpus(folder / "refused")}
-    build = settings.arguments
-
-    def as_on_gpus(*args, **kwargs):
-        made = build(*args, **kwargs)
-        assert made.device.type == "cpu"
-        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-        return made
-
-    settings.arguments = as_on_gpus
-    for number, (name, row) in enumerate(TRAINER_ROWS.items()):
-        if row.arguments.get("loss_balancing") == "gradient_norm":
-            continue
+def shard_rows(folder: Path, names: list[str]) -> dict:
+    """Rows under FSDP2, with a whole or a sharded partner in turn."""
+    as_on_gpus()
+    results = {}
+    for number, name in enumerate(names):
         torch.manual_seed(11)
-        taught = row.trainer != "CompressionTrainer"
+        row = TRAINER_ROWS[name]
         partner = tiny_model("bert", 4, **NO_DROPOUT)
         student = build_student(partner, 2)
+        taught = row.trainer != "CompressionTrainer"
+        saves = {"save_strategy": "steps", "save_steps": 4} if name in RESUMED else {}
         trainer = build_trainer(
-            row,
-            folder / name,
-            partner,
-            student,
-            per_device_train_batch_size=per_device_batch,
-            eval_strategy="steps",
-            eval_steps=3,
-            save_strategy="steps",
-            save_steps=4,
-            fsdp=True,
-            fsdp_config={"version": 2},
-            **({"shard_teacher": number % 2 == 0} if taught else {}),
-        )
+            row, folder / name, partner, student, eval_strategy="steps", eval_steps=3, **share(),
+            **FSDP, **saves, **({"shard_teacher": number % 2 == 0} if taught else {}),
+        )  # fmt: skip
         trainer.train()
         trainer.save_model()
         results[name] = {
@@ -96,64 +125,91 @@ def shard_rows(folder: Path, per_device_batch: int) -> dict:
             "same_object": trainer.student is student,
             "evaluates": trainer.evaluate()["eval_loss"],
         }
-        if name in ("theseus", "distillation-parameters"):
-            results[name]["resumed"] = resumed(row, folder / name, per_device_batch)
+        if name in RESUMED:
+            results[name]["resumed"] = resumed(row, folder / name)
     return results
 
 
-def resumed(row: TrainerRow, folder: Path, per_device_batch: int) -> list:
-    """The weights of a run that goes on from the sharded run's checkpoint."""
-    trainer = build_trainer(
-        row,
-        folder,
-        per_device_train_batch_size=per_device_batch,
-        fsdp=True,
-        fsdp_config={"version": 2},
-    )
+def resumed(row: TrainerRow, folder: Path) -> list:
+    """The weights of a run that goes on from a checkpoint, and started somewhere else."""
+    partner = tiny_model("bert", 4, **NO_DROPOUT)
+    student = build_student(partner, 2)
+    with torch.no_grad():
+        for parameter in student.base_model.encoder.parameters():
+            parameter.mul_(1.5)
+    trainer = build_trainer(row, folder, partner, student, **share(), **FSDP)
     trainer.train(resume_from_checkpoint=str(folder / "checkpoint-4"))
     return checksum(trainer.student)
 
 
-def main(folder: Path, per_device_batch: int, strategy: str = "ddp") -> None:
-    if strategy == "fsdp":
-        write(folder, shard_rows(folder, per_device_batch))
-        return
+def shard_tasks(folder: Path) -> dict:
+    """One step on every kind of task, or why it was refused."""
+    as_on_gpus()
     results = {}
-    for name, row in TRAINER_ROWS.items():
-        torch.manual_seed(11)
-        trainer = build_trainer(
-            row,
-            folder / name,
-            per_device_train_batch_size=per_device_batch,
-            eval_strategy="steps",
-            eval_steps=3,
-        )
-        trainer.train()
-        trainer.save_model()
-        results[name] = {
-            "history": trainer.state.log_history,
-            "checksums": gather_object([checksum(trainer.student)]),
-            "ddp": type(trainer.model_wrapped).__name__,
-        }
-    for loss, task in SENSIBLE_CELLS:
-        torch.manual_seed(11)
-        trainer = build_cell(
-            loss, task, folder / loss / task, per_device_train_batch_size=per_device_batch
-        )
-        trainer.train()
-        results[f"{loss}-{task}"] = {
-            "history": trainer.state.log_history,
-            "checksums": gather_object([checksum(trainer.student)]),
-        }
-    results["unlabelled"] = unlabelled_layers(folder / "unlabelled")
-    write(folder, results)
+    for task in TASK_ROWS:
+        teacher = task_model(task)
+        try:
+            trainer = CompressionTrainer(
+                build_student(teacher, 2, stack=TASK_ROWS[task].stack),
+                settings.arguments("CompressionTrainer", folder / task, max_steps=1, **FSDP),
+                train_dataset=task_dataset(task),
+            )
+        except ValueError as error:
+            results[task] = str(error)
+        else:
+            results[task] = trainer.train().training_loss
+    return results
 
 
-def write(folder: Path, results: dict) -> None:
-    if PartialState().is_main_process:
-        (folder / "results.json").write_text(json.dumps(results))
-    PartialState().destroy_process_group()
+FSDP = {"fsdp": True, "fsdp_config": {"version": 2}}
+
+
+def as_on_gpus() -> None:
+    """Have every set of arguments believe that its processes are those of GPUs."""
+    build = settings.arguments
+
+    def arguments(*args, **kwargs):
+        made = build(*args, **kwargs)
+        assert made.device.type == "cpu"
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+        return made
+
+    settings.arguments = arguments
+
+
+def share() -> dict:
+    """This process's share of 8 rows a step."""
+    return {"per_device_train_batch_size": 8 // int(os.environ["WORLD_SIZE"])}
+
+
+def checksum(model):
+    return [tensor.double().sum().item() for tensor in model.state_dict().values()]
+
+
+SHARDED = [n for n, row in TRAINER_ROWS.items() if "gradient_norm" not in row.arguments.values()]
+FEW_SHARDED = [*RESUMED, "finetuning", "distillation-cached", "theseus-unfreeze"]
+UNLIKE_ROWS = [name for name in TRAINER_ROWS if name not in LOSS_NAMES]
+
+PARTS = {
+    "few": lambda folder: {
+        **train_rows(folder, UNLIKE_ROWS),
+        **train_cells(folder, FEW_CELLS),
+        "unlabelled": unlabelled_layers(folder / "unlabelled"),
+        "fsdp": refused_without_gpus(folder / "fsdp"),
+    },
+    "rest": lambda folder: {
+        **train_rows(folder, LOSS_NAMES),
+        **train_cells(folder, [cell for cell in SENSIBLE_CELLS if cell not in FEW_CELLS]),
+    },
+    "rows": lambda folder: train_rows(folder, UNLIKE_ROWS),
+    "sharded-few": lambda folder: shard_rows(folder, FEW_SHARDED),
+    "sharded-rest": lambda folder: shard_rows(
+        folder, [name for name in SHARDED if name not in FEW_SHARDED]
+    ),
+    "sharded-tasks": shard_tasks,
+}
+"""What one launch does. The parts with the rest of something are for the slow tests."""
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from test_two_processes import launch
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -46,7 +45,7 @@ def task_and_rows(root):
 
 
 @pytest.fixture(scope="module")
-def run(folder):
+def run(folder, launch):
     """The finished command, and the folder that it wrote."""
     data = ("--train_file", "train.jsonl", "--validation_file", "validation.jsonl")
     files = [part if part.startswith("--") else str(folder / part) for part in data]
@@ -114,7 +113,8 @@ def test_training_moved_the_successor(run):
     assert len({round(loss, 4) for loss in losses}) == 3
 
 
-def test_two_processes_agree_which_students_of_a_ladder_are_done(folder):
+@pytest.mark.slow
+def test_two_processes_agree_which_students_of_a_ladder_are_done(folder, launch):
     """Where one trains what another takes to be done, both wait for ever."""
     tables = {"--train_file": "train.jsonl", "--validation_file": "validation.jsonl"}
     files = [part for flag, name in tables.items() for part in (flag, str(folder / name))]

@@ -1,48 +1,26 @@
 """Sharded over two gloo processes, every trainer trains what one process trains."""
 
-import json
-
 import pytest
-import torch
-from settings import TRAINER_ROWS, build_trainer
-from test_two_processes import SCRIPT, launch
+from run_rows import FEW_SHARDED, RESUMED, SHARDED
+from settings import TRAINER_ROWS, build_trainer, few_of
 from transformers import AutoModelForSequenceClassification
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
-SHARDED = [n for n, row in TRAINER_ROWS.items() if "gradient_norm" not in row.arguments.values()]
+ROWS = pytest.mark.parametrize(
+    ("name", "part"), few_of(SHARDED, FEW_SHARDED, ("sharded-few", "sharded-rest"))
+)
 
 
-@pytest.fixture(scope="module")
-def sharded(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("fsdp")
-    launch(str(SCRIPT), str(folder), "4", "fsdp")
-    return folder, json.loads((folder / "results.json").read_text())
-
-
-@pytest.mark.parametrize("name", SHARDED)
-def test_shards_follow_one_process_of_8(name, sharded, tmp_path):
-    got = sharded[1][name]
+@ROWS
+def test_shards_follow_one_process_of_8(name, part, launched, follows_one_process):
+    got = launched(part)[1][name]
     assert got["strategy"] == "DistributedType.FSDP"
-    if TRAINER_ROWS[name].of_the_batch:
-        pytest.skip("the loss relates the items of a batch to each other")
-    torch.manual_seed(11)
-    one = build_trainer(
-        TRAINER_ROWS[name],
-        tmp_path,
-        per_device_train_batch_size=8,
-        eval_strategy="steps",
-        eval_steps=3,
-    )
-    one.train()
-    for key in ("loss", "grad_norm", "loss_task", "eval_loss", "replacing_rate"):
-        expected = [entry[key] for entry in one.state.log_history if key in entry]
-        values = [entry[key] for entry in got["history"] if key in entry]
-        assert values == pytest.approx(expected, rel=1e-3, abs=1e-6), key
+    follows_one_process(name, got["history"])
 
 
-@pytest.mark.parametrize("name", SHARDED)
-def test_the_callers_model_is_whole_and_trained_on_every_process(name, sharded):
-    folder, results = sharded
+@ROWS
+def test_the_callers_model_is_whole_and_trained_on_every_process(name, part, launched):
+    folder, results = launched(part)
     first, second = results[name]["checksums"]
     assert first == second
     assert results[name]["same_object"]
@@ -54,12 +32,21 @@ def test_the_callers_model_is_whole_and_trained_on_every_process(name, sharded):
     assert results[name]["evaluates"] == pytest.approx(losses[-1], rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["theseus", "distillation-parameters"])
-def test_a_sharded_run_is_resumed_exactly(name, sharded):
-    assert sharded[1][name]["resumed"] == sharded[1][name]["checksums"][0]
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_sharded_run_is_resumed_exactly(name, launched):
+    got = launched("sharded-few")[1][name]
+    assert got["resumed"] == got["checksums"][0]
 
 
-def test_fsdp_that_accelerate_would_silently_leave_out_is_refused(sharded):
-    said = sharded[1]["refused"]
-    for words in ("fsdp was asked for", "does not start it on cpu", "under DDP", "Leave fsdp out"):
-        assert words in said
+@pytest.mark.slow
+def test_tasks_whose_tied_weights_would_be_torn_apart_are_refused(launched):
+    results = launched("sharded-tasks")[1]
+    refused = {task: said for task, said in results.items() if isinstance(said, str)}
+    assert set(refused) == {"masked_lm", "seq2seq_lm"}
+    assert all("weights tied between" in said for said in refused.values())
+
+
+def test_fsdp_that_accelerate_would_silently_leave_out_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match=r"FSDP was asked for.*did not start it here"):
+        build_trainer(TRAINER_ROWS["theseus"], tmp_path)

@@ -58,8 +58,7 @@ def fingerprint_model(model: nn.Module) -> str:
     config: Any = getattr(model, "config", None)
     settings = _settings(config.to_dict() if hasattr(config, "to_dict") else config)
     own = _settings(getattr(model, "output_settings", None))
-    name = type(model).__name__.removeprefix("FSDP")
-    text = json.dumps([name, settings, own], sort_keys=True, default=str)
+    text = json.dumps([type(model).__name__, settings, own], sort_keys=True, default=str)
     return combine(text, fingerprint_tensors(tensors))
 
 
