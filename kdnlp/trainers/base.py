@@ -23,7 +23,7 @@ from kdnlp.models.precision import restore_forward, wrapped_forward
 from kdnlp.trainers.cached import check_rows, use_cache
 from kdnlp.trainers.intermediate import IntermediateOutputs, layers_read
 from kdnlp.trainers.output_dir import check_output_dir, remove_checkpoints
-from kdnlp.trainers.placement import check_processes, place_partner
+from kdnlp.trainers.placement import check_precision, check_processes, place_partner
 from kdnlp.trainers.sharding import check_strategy, sharded
 from kdnlp.trainers.step import TASK, WeightedLossTrainer
 from kdnlp.trainers.unpadding import Unpadding
@@ -112,6 +112,7 @@ class CompressionTrainer(WeightedLossTrainer):
         self.model_accepts_loss_kwargs = False
         self.loss_is_scaled_for_ga = False
         check_strategy(self)
+        check_precision(self.accelerator.mixed_precision, args.device)
         self.uses_fsdp, self.is_fsdp_enabled = self.is_fsdp_enabled, False  # on while it trains
         if self.partner is not None:
             shard = self.uses_fsdp and getattr(args, "shard_teacher", False)

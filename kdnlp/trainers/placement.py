@@ -41,6 +41,15 @@ def check_processes(args: TrainingArguments) -> None:
         )
 
 
+def check_precision(precision: str, device: torch.device) -> None:
+    """Raise `ValueError` for a precision that Accelerate leaves out without a word."""
+    if precision == "fp16" and device.type == "cpu":
+        raise ValueError(
+            "fp16 was asked for on cpu, where Accelerate trains in float32 and does not say so. "
+            "Use bf16=True, which works there, or leave fp16 out."
+        )
+
+
 def _check_own_weights(model: nn.Module, partner: nn.Module) -> None:
     own = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
     shared = [own[id(p)] for p in partner.parameters() if id(p) in own]
