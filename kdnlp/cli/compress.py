@@ -138,10 +138,10 @@ def train_models(
     first, second = _NAMES[trainer.method]
     models, metrics = {first: original}, {first: evaluated(original)}
     logger.info("The %s scores %s.", first, metrics[first])
-    partner = trainer.partner
+    partner: Any = trainer.partner
     facts: dict[str, Any] = {}
-    if partner is not None and partner is not original:
-        facts["ensemble_metrics"] = evaluated(partner)
+    if isinstance(partner, TeacherEnsemble):
+        facts["ensemble_metrics"] = evaluated(partner)  # type: ignore[arg-type]
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     models[second], metrics[second] = trainer.student, evaluated(trainer.student)

@@ -82,15 +82,14 @@ def tied_apart(model: PreTrainedModel) -> list[str]:
     Accelerate puts the embeddings and an output layer that is tied to them into one shard. Any
     other tie, as BERT's masked-word head has in its bias, and T5 between its stacks, torch refuses.
     """
-    names: dict[nn.Parameter, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(parameter, []).append(name)
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
-    together = {p for end in ends if end is not None for p in end.parameters(recurse=False)}
-    for parameter, found in names.items():
-        if len(found) > (2 if parameter in together else 1):
-            return found
-    return []
+    tied = {id(end.weight) for end in ends if end is not None}
+    names: dict[int, list[str]] = {}
+    for path, module in model.named_modules():
+        for name, parameter in module.named_parameters(path, recurse=False):
+            if not (module in ends and id(parameter) in tied):
+                names.setdefault(id(parameter), []).append(name)
+    return next((n for key, n in names.items() if len(n) > 1 or key in tied), [])
 
 
 def shard_blocks(model: nn.Module, device: torch.device) -> None:

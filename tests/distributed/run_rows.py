@@ -30,7 +30,11 @@ from settings import (
     tiny_dataset,
     tiny_model,
 )
+from transformers import BertForSequenceClassification
 
+from kdnlp.arguments import CompressionTrainingArguments
+from kdnlp.cli import main as main_command
+from kdnlp.data.synthetic import build_config, build_tokenizer
 from kdnlp.losses import HiddenLoss
 from kdnlp.models.student import build_student
 from kdnlp.trainers.base import CompressionTrainer
@@ -166,15 +170,36 @@ FSDP = {"fsdp": True, "fsdp_config": {"version": 2}}
 
 def as_on_gpus() -> None:
     """Have every set of arguments believe that its processes are those of GPUs."""
-    build = settings.arguments
+    resolve = CompressionTrainingArguments.__post_init__
 
-    def arguments(*args, **kwargs):
-        made = build(*args, **kwargs)
-        assert made.device.type == "cpu"
+    def resolve_as_on_gpus(args):
+        resolve(args)
+        assert args.device.type == "cpu"
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-        return made
 
-    settings.arguments = arguments
+    CompressionTrainingArguments.__post_init__ = resolve_as_on_gpus
+
+
+def shard_command(folder: Path) -> dict:
+    """`kdnlp theseus` from a saved model to report and card, as an FSDP configuration asks."""
+    as_on_gpus()
+    os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    os.environ |= {"FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
+    if os.environ["RANK"] == "0":
+        torch.manual_seed(0)
+        model = BertForSequenceClassification(build_config(4, 16, 2, 24))
+        model.save_pretrained(folder / "model")
+        build_tokenizer().save_pretrained(folder / "model")
+    torch.distributed.init_process_group("gloo")
+    torch.distributed.barrier()
+    command = (
+        f"theseus --predecessor {folder / 'model'} --task synthetic_sentiment --use_cpu "
+        f"--output_dir {folder / 'out'} --max_train_samples 64 --max_steps 4 --save_steps 2 "
+        "--report_seconds 0.3 --disable_tqdm true --shard_teacher true --eval_strategy steps "
+        "--eval_steps 2"
+    )
+    main_command(command.split())
+    return {}
 
 
 def share() -> dict:
@@ -207,6 +232,7 @@ PARTS = {
         folder, [name for name in SHARDED if name not in FEW_SHARDED]
     ),
     "sharded-tasks": shard_tasks,
+    "sharded-command": shard_command,
 }
 """What one launch does. The parts with the rest of something are for the slow tests."""
 

@@ -1,9 +1,13 @@
 """Sharded over two gloo processes, every trainer trains what one process trains."""
 
+import json
+
 import pytest
 from run_rows import FEW_SHARDED, RESUMED, SHARDED
-from settings import TRAINER_ROWS, build_trainer, few_of
+from settings import TASK_ROWS, TRAINER_ROWS, build_trainer, few_of, task_model
 from transformers import AutoModelForSequenceClassification
+
+from kdnlp.trainers.sharding import tied_apart
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 ROWS = pytest.mark.parametrize(
@@ -50,3 +54,18 @@ def test_fsdp_that_accelerate_would_silently_leave_out_is_refused(tmp_path, monk
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(ValueError, match=r"FSDP was asked for.*did not start it here"):
         build_trainer(TRAINER_ROWS["theseus"], tmp_path)
+
+
+@pytest.mark.slow
+def test_a_command_under_fsdp_leaves_report_card_and_a_plain_successor(launched):
+    out = launched("sharded-command")[0] / "out"
+    report = json.loads((out / "report.json").read_text())
+    assert [model["name"] for model in report["models"]] == ["predecessor", "successor", "baseline"]
+    assert report["run"]["processes"] == 2
+    assert "ensemble_metrics" not in report["run"]
+    assert AutoModelForSequenceClassification.from_pretrained(out).config.num_hidden_layers == 2
+
+
+@pytest.mark.parametrize("task", TASK_ROWS)
+def test_ties_between_shards_are_found(task):
+    assert bool(tied_apart(task_model(task))) == (task in ("masked_lm", "seq2seq_lm"))
