@@ -301,6 +301,7 @@ SET = {
     CompressionTrainingArguments: {
         "overwrite_output_dir": True,
         "learning_rate": 3e-5,
+        "logging_nan_inf_filter": True,
         "unpadded": True,
     },
     DistillationTrainingArguments: {

@@ -14,10 +14,12 @@ from kdnlp.arguments import CompressionTrainingArguments, DistillationTrainingAr
 from kdnlp.losses import DistillationLoss
 from kdnlp.losses.balance import GradientNormBalancer, LossBalancer
 from kdnlp.models.alignment import TEACHER_PREFIX, split_inputs
-from kdnlp.models.cache import TEACHER_OUTPUTS, TeacherCache
+from kdnlp.models.cache import ROW_COLUMN, TEACHER_OUTPUTS, TeacherCache
 from kdnlp.models.capture import LayerOutputs
 from kdnlp.models.heads import UNITS, as_items, count_items, with_some_label
+from kdnlp.models.label_range import num_classes, sound_labels
 from kdnlp.models.layers import find_layers
+from kdnlp.trainers.finite import LABELS, FiniteGuard
 from kdnlp.trainers.intermediate import IntermediateOutputs
 
 CACHED = TEACHER_OUTPUTS.removeprefix(TEACHER_PREFIX)
@@ -41,6 +43,7 @@ class WeightedLossTrainer(Trainer):
         cache: the partner's outputs on disk, where they are read instead of computed.
         cached_layers: how many layers the partner has.
         intermediate: what keeps the layers that the losses read, while a run lasts.
+        finite: what notes NaN and infinity, and stops the run.
     """
 
     args: CompressionTrainingArguments
@@ -53,6 +56,8 @@ class WeightedLossTrainer(Trainer):
     intermediate: IntermediateOutputs | None
     cache: TeacherCache | None
     cached_layers: int
+    finite: FiniteGuard
+    _num_classes: int | None = None
     _recorded: dict[str, tuple[torch.Tensor | float, int]]
 
     @property
@@ -67,10 +72,25 @@ class WeightedLossTrainer(Trainer):
         samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if not samples:
             return samples, torch.zeros(len(UNITS), device=device)
+        self.finite.begin_step(self.state.global_step)
+        samples = [self._with_sound_labels(batch, i) for i, batch in enumerate(samples)]
         counts = torch.stack([count_items(split_inputs(b)[0], self.task) for b in samples])
-        totals = self.accelerator.reduce(counts.sum(0).to(device), reduction="sum")
+        counts = torch.cat([counts.sum(0).to(device), self.finite.flag()])
+        *totals, flags = self.accelerator.reduce(counts, reduction="sum").unbind()
+        if self.finite.reads_steps:
+            self.finite.heed(flags)
         # The backward pass averages over micro-batches and processes whatever they hold.
-        return samples, len(samples) * self.args.world_size / totals.clamp(min=1)
+        return samples, len(samples) * self.args.world_size / torch.stack(totals).clamp(min=1)
+
+    def _with_sound_labels(self, batch: dict[str, Any], micro_batch: int) -> dict[str, Any]:
+        """The batch; labels that no output stands for are noted, and do not count in it.
+
+        They would stop a GPU for good, before it could be asked what has happened.
+        """
+        sound, bad = sound_labels(batch, self.task, self._num_classes)
+        if bad is not None:
+            self.finite.watch({LABELS: bad}, micro_batch, batch.get(ROW_COLUMN))
+        return sound
 
     def compute_loss(
         self,
@@ -87,7 +107,10 @@ class WeightedLossTrainer(Trainer):
         ours, _ = split_inputs(inputs)
         if not model.training:
             return super().compute_loss(model, ours, return_outputs)
-        components, outputs = self._components(model, inputs)
+        components, outputs, teacher = self._components(model, inputs)
+        self.finite.watch_losses(
+            components, first_logits(outputs), teacher.get("logits"), inputs.get(ROW_COLUMN)
+        )
         if num_items_in_batch is not None:
             shares = count_items(ours, self.task) * num_items_in_batch
             for name, component in components.items():
@@ -115,15 +138,15 @@ class WeightedLossTrainer(Trainer):
 
     def _components(
         self, model: nn.Module, inputs: dict[str, Any]
-    ) -> tuple[dict[str, torch.Tensor], Any]:
-        """The losses by name, each a mean over this micro-batch, and the model's outputs."""
+    ) -> tuple[dict[str, torch.Tensor], Any, dict[str, Any]]:
+        """The losses by name, each a mean over this micro-batch, and both models' outputs."""
         ours, _ = split_inputs(inputs)
         components = {}
         (task_loss, outputs), layers = self._forward(model, ours)
         if task_loss is not None:
             components[TASK] = task_loss
         if not self.losses:
-            return components, outputs
+            return components, outputs, {}
         self._check_labels(ours)
         student, batch = as_items({**outputs, **layers}, ours, self.task)
         teacher: dict[str, Any] = {}
@@ -132,7 +155,7 @@ class WeightedLossTrainer(Trainer):
         for name, loss in self.losses.items():
             loss.temperature = self.temperature()
             components[name] = loss(student, teacher, batch)
-        return components, outputs
+        return components, outputs, teacher
 
     def _check_labels(self, batch: Mapping[str, Any]) -> None:
         labels = batch.get("labels")
@@ -184,6 +207,37 @@ class WeightedLossTrainer(Trainer):
         with self.accelerator.autocast():
             outputs, layers = self._watched().of_teacher(lambda: partner(**known))
         return {**convert_to_fp32(outputs), **layers}
+
+    # What was not finite stops the run before it is evaluated or saved.
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Guard the run from the moment on that it knows its device."""
+        super().create_accelerator_and_postprocess()
+        self.finite = FiniteGuard(self.accelerator, [TASK, *self.losses])
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
+        """Forget what another run has noted, or this one with batches that were too large."""
+        self._recorded = {}
+        self.finite.begin_run()
+        self._num_classes = num_classes(self.student, self.task)
+        return super()._init_training_state(*args, **kwargs)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        self.finite.watch_gradient(norm)
+        return norm
+
+    def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        self.finite.check()
+        return super()._evaluate(*args, **kwargs)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        self.finite.check()
+        super()._save_checkpoint(*args, **kwargs)
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        self.finite.check()
+        return super()._finalize_training(*args, **kwargs)
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
@@ -239,8 +293,10 @@ class WeightedLossTrainer(Trainer):
             names = sorted(self._recorded)
             means = [total / count for total, count in (self._recorded[n] for n in names)]
             stacked = torch.stack([torch.as_tensor(m, device=self.args.device) for m in means])
-            stacked = self.accelerator.reduce(stacked, reduction="mean")
-            logs.update(zip(names, stacked.tolist(), strict=True))
+            stacked = torch.cat([stacked, self.finite.flag()])
+            *values, flags = self.accelerator.reduce(stacked, reduction="mean").tolist()
+            self.finite.heed(flags)
+            logs.update(zip(names, values, strict=True))
             logs.update(self.scheduled_values())
             self._recorded = {}
         super().log(logs, start_time)
