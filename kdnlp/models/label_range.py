@@ -65,7 +65,7 @@ def wrong_labels(
     for name in sorted({*_label_columns(task)} & {*number_columns(dataset)}):
         first = 0
         for lengths, values in column_parts(dataset, name):
-            wrong = _wrong(torch.from_numpy(values), task, classes).numpy()
+            wrong = _wrong(torch.tensor(values), task, classes).numpy()
             owners = np.arange(len(lengths[0]) if lengths else len(values))
             num_rows = len(owners)
             if wrong.any():

@@ -1,5 +1,8 @@
 """How long a text a model's table of positions has room for."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import nn
 
 _TABLES = ("position_embeddings", "wpe", "embed_positions", "position_embedding")
@@ -23,3 +26,22 @@ def _room(table: nn.Embedding) -> int:
     padding = table.padding_idx
     before = getattr(table, "offset", 0 if padding is None else padding + 1)
     return table.num_embeddings - int(before)
+
+
+def check_positions(batch: Mapping[str, Any], limits: Mapping[str, int], where: str) -> None:
+    """Raise `ValueError` if the texts of a batch are longer than a limit, by column.
+
+    It asks for their shape alone, and waits for no device.
+    """
+    for column, limit in limits.items():
+        if column in batch and batch[column].size(-1) > limit:
+            raise too_long(where, column, limit, batch[column].size(-1))
+
+
+def too_long(where: str, column: str, limit: int, length: int) -> ValueError:
+    """The error for a text that is longer than a model's table of positions."""
+    return ValueError(
+        f"{where}: expected at most {limit} tokens in {column}, for which the model has positions, "
+        f"got {length}. The others have none, and the device would stop at them. Tokenise with "
+        f"truncation=True, max_length={limit}, or use a model with a longer table."
+    )

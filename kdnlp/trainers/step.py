@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -19,8 +20,10 @@ from kdnlp.models.capture import LayerOutputs
 from kdnlp.models.heads import UNITS, as_items, count_items, with_some_label
 from kdnlp.models.label_range import num_classes, sound_labels
 from kdnlp.models.layers import find_layers
+from kdnlp.models.positions import check_positions
 from kdnlp.trainers.finite import LABELS, FiniteGuard
 from kdnlp.trainers.intermediate import IntermediateOutputs
+from kdnlp.trainers.memory import explained_memory, undone_if_too_large
 
 CACHED = TEACHER_OUTPUTS.removeprefix(TEACHER_PREFIX)
 
@@ -44,6 +47,8 @@ class WeightedLossTrainer(Trainer):
         cached_layers: how many layers the partner has.
         intermediate: what keeps the layers that the losses read, while a run lasts.
         finite: what notes NaN and infinity, and stops the run.
+        position_limits: the most tokens that a batch may have, by column.
+        batch_shape: the shapes of the last batch, by column.
     """
 
     args: CompressionTrainingArguments
@@ -57,6 +62,8 @@ class WeightedLossTrainer(Trainer):
     cache: TeacherCache | None
     cached_layers: int
     finite: FiniteGuard
+    position_limits: Mapping[str, int] = MappingProxyType({})
+    batch_shape: Mapping[str, tuple[int, ...]] = MappingProxyType({})
     _num_classes: int | None = None
     _recorded: dict[str, tuple[torch.Tensor | float, int]]
 
@@ -85,8 +92,11 @@ class WeightedLossTrainer(Trainer):
     def _with_sound_labels(self, batch: dict[str, Any], micro_batch: int) -> dict[str, Any]:
         """The batch; labels that no output stands for are noted, and do not count in it.
 
-        They would stop a GPU for good, before it could be asked what has happened.
+        They would stop a GPU for good, before it could be asked what has happened. Texts that are
+        too long do so as well, and can be told by their shape.
         """
+        where = f"Optimizer step {self.state.global_step + 1}, micro-batch {micro_batch + 1}"
+        check_positions(batch, self.position_limits, where)
         sound, bad = sound_labels(batch, self.task, self._num_classes)
         if bad is not None:
             self.finite.watch({LABELS: bad}, micro_batch, batch.get(ROW_COLUMN))
@@ -107,6 +117,7 @@ class WeightedLossTrainer(Trainer):
         ours, _ = split_inputs(inputs)
         if not model.training:
             return super().compute_loss(model, ours, return_outputs)
+        self.batch_shape = {n: tuple(v.shape) for n, v in inputs.items() if hasattr(v, "shape")}
         components, outputs, teacher = self._components(model, inputs)
         self.finite.watch_losses(
             components, first_logits(outputs), teacher.get("logits"), inputs.get(ROW_COLUMN)
@@ -221,6 +232,11 @@ class WeightedLossTrainer(Trainer):
         self.finite.begin_run()
         self._num_classes = num_classes(self.student, self.task)
         return super()._init_training_state(*args, **kwargs)
+
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, or leave everything as before an attempt with batches that were too large."""
+        with explained_memory(self), undone_if_too_large(self):
+            return super()._inner_training_loop(*args, **kwargs)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)

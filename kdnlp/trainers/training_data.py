@@ -1,6 +1,6 @@
-"""The rows of a run, looked at once before it starts: are there any, and can the models read them?"""
+"""The rows of a run, looked at once before it starts: can the models read them?"""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -10,18 +10,24 @@ from datasets import Dataset
 from kdnlp.data.columns import column_parts, number_columns
 from kdnlp.models.alignment import TEACHER_PREFIX
 from kdnlp.models.label_range import num_classes, wrong_labels
-from kdnlp.models.positions import position_limit
+from kdnlp.models.positions import position_limit, too_long
 from kdnlp.trainers.step import WeightedLossTrainer
 
 MAX_ROWS = 8
 """How many rows an error names."""
 
 
-def check_training_data(trainer: WeightedLossTrainer) -> None:
-    """Raise `ValueError` for rows that would stop the run in the middle, or train wrongly.
+def check_training_data(trainer: WeightedLossTrainer) -> dict[str, int]:
+    """Look at the rows to train on, and those to evaluate on during the run.
 
-    Of what is no `datasets.Dataset` only the number of rows is looked at: a batch of it is when it
-    comes. So is what a dataset's own transform makes of its columns.
+    Of what is no `datasets.Dataset` only the number of rows is looked at: its batches are when they
+    come. So is what a dataset's own transform makes of its columns.
+
+    Returns:
+        The most tokens that a batch may have, by column.
+
+    Raises:
+        ValueError: for rows that would stop the run in the middle, or train wrongly.
     """
     _check_number(trainer)
     limits = _limits(trainer)
@@ -29,23 +35,13 @@ def check_training_data(trainer: WeightedLossTrainer) -> None:
     for name, dataset in _datasets(trainer):
         if not isinstance(dataset, Dataset) or dataset.format["type"] == "custom":
             continue
-        for column in sorted(set(limits) & set(number_columns(dataset))):
-            _check_lengths(dataset, name, column, limits[column])
+        for column in sorted({"input_ids", *limits} & set(number_columns(dataset))):
+            _check_lengths(dataset, name, column, limits.get(column))
         wrong = wrong_labels(dataset, trainer.task, classes)
         found = list(islice(wrong, MAX_ROWS))
         if found:
             _refuse_labels(name, trainer.task, classes, found)
-
-
-def check_batch(trainer: WeightedLossTrainer, batch: Mapping[str, Any]) -> None:
-    """Raise `ValueError` if the texts of a batch are longer than a model's table of positions.
-
-    It asks for the shape alone, and no device has to be waited for.
-    """
-    for column, limit in _limits(trainer).items():
-        if column in batch and limit is not None and batch[column].size(-1) > limit:
-            raise _too_long(f"a batch of step {trainer.state.global_step + 1}", column, limit,
-                            batch[column].size(-1))  # fmt: skip
+    return limits
 
 
 def _check_number(trainer: WeightedLossTrainer) -> None:
@@ -57,7 +53,7 @@ def _check_number(trainer: WeightedLossTrainer) -> None:
     if len(rows) < least:
         more = "" if least == 1 else f" for the {step} of a batch, as dataloader_drop_last=True"
         raise ValueError(
-            f"train_dataset: expected at least {least} row{'s'[:least > 1]}{more}, got "
+            f"train_dataset: expected at least {least} row{'s'[: least > 1]}{more}, got "
             f"{len(rows)}. Nothing would be trained. Check the filter or the file that it came "
             "from, or use a smaller batch."
         )
@@ -73,17 +69,18 @@ def _datasets(trainer: WeightedLossTrainer) -> Iterator[tuple[str, Any]]:
             yield "eval_dataset", held_out
 
 
-def _limits(trainer: WeightedLossTrainer) -> dict[str, int | None]:
-    """The most tokens of each column of token ids; `None` for any number."""
-    own, theirs = f"{TEACHER_PREFIX}input_ids", None
-    ours = position_limit(trainer.student)
+def _limits(trainer: WeightedLossTrainer) -> dict[str, int]:
+    """The most tokens in each column of token ids that a model with a table of positions reads."""
     columns = getattr(trainer.train_dataset, "column_names", None) or []
-    if trainer.partner is not None:
-        theirs = position_limit(trainer.partner)
-    if own in columns:
-        return {"input_ids": ours, own: theirs}
-    known = [limit for limit in (ours, theirs) if limit is not None]
-    return {"input_ids": min(known, default=None)}
+    ours = position_limit(trainer.student)
+    theirs = None if trainer.partner is None else position_limit(trainer.partner)
+    if f"{TEACHER_PREFIX}input_ids" in columns:
+        limits = {"input_ids": ours, f"{TEACHER_PREFIX}input_ids": theirs}
+    elif any(c.startswith(TEACHER_PREFIX) and c.endswith("input_ids") for c in columns):
+        limits = {"input_ids": ours}  # members of an ensemble read columns of their own
+    else:
+        limits = {"input_ids": min((n for n in (ours, theirs) if n is not None), default=None)}
+    return {column: limit for column, limit in limits.items() if limit is not None}
 
 
 def _check_lengths(dataset: Dataset, name: str, column: str, limit: int | None) -> None:
@@ -101,20 +98,12 @@ def _check_lengths(dataset: Dataset, name: str, column: str, limit: int | None) 
         if limit is not None and lengths[-1].max(initial=0) > limit:
             place = int((lengths[-1] > limit).argmax())
             row = first + place * len(lengths[0]) // len(lengths[-1])
-            raise _too_long(f"{name}, row {row}", column, limit, int(lengths[-1][place]))
+            raise too_long(f"{name}, row {row}", column, limit, int(lengths[-1][place]))
         first += len(lengths[0])
 
 
-def _too_long(where: str, column: str, limit: int, length: int) -> ValueError:
-    return ValueError(
-        f"{where}: expected at most {limit} tokens in {column}, for which the model has positions, "
-        f"got {length}. The others have none, and the device would stop at them. Tokenise with "
-        f"truncation=True, max_length={limit}, or use a model with a longer table."
-    )
-
-
 def _refuse_labels(
-    name: str, task: str, classes: int | None, found: Iterable[tuple[int, str, int | float]]
+    name: str, task: str, classes: int | None, found: Sequence[tuple[int, str, int | float]]
 ) -> None:
     named = [f"{value} in row {row}" for row, _, value in found]
     expected = "finite numbers" if classes is None else f"class ids in 0..{classes - 1}, or -100"
@@ -122,7 +111,7 @@ def _refuse_labels(
         expected = "numbers in [0, 1]"
     if task == "question_answering":
         expected = "positions of at least 0"
-    column = next(iter(found))[1]
+    column = found[0][1]
     more = ", and perhaps more" if len(named) == MAX_ROWS else ""
     raise ValueError(
         f"{name}, {column}: expected {expected} for a model of the kind {task!r}, got "

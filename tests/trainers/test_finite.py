@@ -172,9 +172,7 @@ def test_a_stream_s_label_without_an_output_stops_the_run_and_not_the_device(nam
     labels = [0, 1] * 16
     labels[17] = 2
     options = {"train_dataset": stream(labels)}
-    trainer = build(
-        name, tmp_path, waits, options, gradient_accumulation_steps=2, logging_steps=50
-    )
+    trainer = build(name, tmp_path, waits, options, gradient_accumulation_steps=2, logging_steps=50)
     words = r"Optimizer step 3, micro-batch 1 on process 0, rows 1 of it: expected labels"
     with pytest.raises(ValueError, match=words):
         trainer.train()
@@ -191,4 +189,3 @@ def test_a_run_after_one_that_failed_starts_with_a_clean_record(tmp_path):
     trainer.optimizer = None
     trainer.train()
     assert trainer.state.global_step == 5
-
