@@ -1,5 +1,6 @@
 """One optimizer step: named losses, weighed and added up at the scale that the arguments say."""
 
+import math
 from collections.abc import Iterator, Mapping
 from functools import partial
 from types import MappingProxyType
@@ -10,6 +11,7 @@ from accelerate.utils import convert_to_fp32
 from torch import nn
 from torch.utils.data import SequentialSampler
 from transformers import PreTrainedModel, Trainer
+from transformers.trainer_utils import EvalLoopOutput
 
 from kdnlp.arguments import CompressionTrainingArguments, DistillationTrainingArguments
 from kdnlp.losses import DistillationLoss
@@ -65,6 +67,7 @@ class WeightedLossTrainer(Trainer):
     position_limits: Mapping[str, int] = MappingProxyType({})
     batch_shape: Mapping[str, tuple[int, ...]] = MappingProxyType({})
     _num_classes: int | None = None
+    _evaluates_badly: torch.Tensor | bool = False
     _recorded: dict[str, tuple[torch.Tensor | float, int]]
 
     @property
@@ -116,7 +119,10 @@ class WeightedLossTrainer(Trainer):
         """
         ours, _ = split_inputs(inputs)
         if not model.training:
-            return super().compute_loss(model, ours, return_outputs)
+            loss, outputs = super().compute_loss(model, ours, True)
+            counts = count_items(ours, self.task)[UNITS.index("items")] > 0
+            self._evaluates_badly = self._evaluates_badly | (counts & ~loss.isfinite().all())
+            return (loss, outputs) if return_outputs else loss
         self.batch_shape = {n: tuple(v.shape) for n, v in inputs.items() if hasattr(v, "shape")}
         components, outputs, teacher = self._components(model, inputs)
         self.finite.watch_losses(
@@ -254,6 +260,19 @@ class WeightedLossTrainer(Trainer):
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         self.finite.check()
         return super()._finalize_training(*args, **kwargs)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """Leave batches without a label out of the mean loss, and show any other NaN in it."""
+        hides, self.args.logging_nan_inf_filter = self.args.logging_nan_inf_filter, True
+        self._evaluates_badly = torch.zeros((), dtype=torch.bool, device=self.args.device)
+        try:
+            output = super().evaluation_loop(*args, **kwargs)
+        finally:
+            self.args.logging_nan_inf_filter = hides
+        bad = self.accelerator.reduce(self._evaluates_badly.float(), reduction="sum").item() > 0
+        metrics = output.metrics or {}
+        metrics.update({n: math.nan for n in metrics if n.endswith("_loss") and bad and not hides})
+        return output
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
