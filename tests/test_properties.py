@@ -1,5 +1,6 @@
 """Whatever the numbers: a `ValueError` before training, or a run that is exact."""
 
+import gc
 import math
 from itertools import accumulate
 
@@ -211,7 +212,10 @@ numbers = st.fixed_dictionaries(
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("runs")
+    # Accelerate collects garbage before each run; what is there already takes most of its time.
+    gc.freeze()
+    yield tmp_path_factory.mktemp("runs")
+    gc.unfreeze()
 
 
 @given(name=trainers, shape=shapes())
