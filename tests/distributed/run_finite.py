@@ -3,6 +3,7 @@
 Writes what each process raised, and which checkpoints there are.
 """
 
+import gc
 import json
 import math
 import sys
@@ -45,6 +46,7 @@ def build(name, folder, waits, **options):
 
 
 def main(folder):
+    gc.freeze()  # accelerate collects garbage before each run
     results = {}
     for name in ("distillation", "theseus-logits"):
         for waits in (False, True):
