@@ -29,7 +29,7 @@ def linear(progress: float, start: float, end: float) -> float:
     >>> linear(0.5, 0.0, 1.0)
     0.5
     """
-    return start + (end - start) * progress
+    return _between(start, end, progress)
 
 
 def cosine(progress: float, start: float, end: float) -> float:
@@ -38,7 +38,7 @@ def cosine(progress: float, start: float, end: float) -> float:
     >>> round(cosine(0.25, 0.0, 1.0), 4)
     0.1464
     """
-    return start + (end - start) * (1 - math.cos(math.pi * progress)) / 2
+    return _between(start, end, (1 - math.cos(math.pi * progress)) / 2)
 
 
 def step(progress: float, start: float, end: float) -> float:
@@ -47,7 +47,7 @@ def step(progress: float, start: float, end: float) -> float:
     >>> [step(p, 0.0, 1.0) for p in (0.2, 0.3, 0.99, 1.0)]
     [0.0, 0.25, 0.75, 1.0]
     """
-    return start + (end - start) * math.floor(NUM_STAIRS * progress) / NUM_STAIRS
+    return _between(start, end, math.floor(NUM_STAIRS * progress) / NUM_STAIRS)
 
 
 def anti(progress: float, start: float, end: float) -> float:
@@ -57,6 +57,17 @@ def anti(progress: float, start: float, end: float) -> float:
     [0.7, 0.0]
     """
     return end - linear(progress, start, end)
+
+
+def _between(start: float, end: float, share: float) -> float:
+    """The point a share of the way from `start` to `end`, which rounding takes no further.
+
+    Without that, a temperature that falls to a small one would be 0 at the end.
+    """
+    if share >= 1.0:
+        return end
+    low, high = sorted((start, end))
+    return min(max(start + (end - start) * share, low), high)
 
 
 SCHEDULES: dict[str, Callable[[float, float, float], float]] = {

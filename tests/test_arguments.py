@@ -36,6 +36,9 @@ REFUSED_BY_DISTILLATION = [
     ("temperature", -2.0, "temperature must be above 0 and finite, got -2"),
     ("temperature", NAN, "temperature must be above 0 and finite, got nan"),
     ("temperature", INF, "temperature must be above 0 and finite, got inf"),
+    ("temperature", 1e-30, r"temperature must lie in \[0.0001, 10000\], got 1e-30"),
+    ("final_temperature", 1e200, r"final_temperature must lie in .* rounding"),
+    ("loss_weights", {"task": 1e300}, "the weight of 'task' must be at most 1e\\+06, got 1e"),
     ("final_temperature", 0.0, "final_temperature must be above 0 and finite, got 0"),
     ("final_temperature", NAN, "final_temperature must be above 0 and finite, got nan"),
     ("temperature_schedule", "exponential", "temperature_schedule must be one of constant"),
@@ -301,6 +304,7 @@ SET = {
     CompressionTrainingArguments: {
         "overwrite_output_dir": True,
         "learning_rate": 3e-5,
+        "logging_nan_inf_filter": True,
         "unpadded": True,
     },
     DistillationTrainingArguments: {

@@ -25,6 +25,13 @@ class CompressionTrainingArguments(TrainingArguments):
         default=None,
         metadata={"help": "A checkpoint's folder, or `last` for the newest one in output_dir."},
     )
+    logging_nan_inf_filter: bool = field(
+        default=False,
+        metadata={
+            "help": "Log the mean of earlier losses in the place of one that is not finite, and "
+            "wait for the device in every step to find it. Off: such a loss stops the run."
+        },
+    )
     unpadded: bool = field(
         default=False,
         metadata={

@@ -5,6 +5,9 @@ from typing import Any
 
 from kdnlp.schedules import SCHEDULES
 
+MAX_WEIGHT = 1e6
+MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-4, 1e4
+
 
 def parse_weights(value: dict[str, float] | str | None, argument: str) -> dict[str, float] | None:
     """Weights by loss name from a dict, JSON, or text such as `task=0.5,logits=0.5`.
@@ -28,6 +31,12 @@ def parse_weights(value: dict[str, float] | str | None, argument: str) -> dict[s
             raise ValueError(
                 f"{argument}: the weight of {name!r} must be finite and at least 0, got {weight}. "
                 "A negative weight would push the student away from its target."
+            )
+        if weight > MAX_WEIGHT:
+            raise ValueError(
+                f"{argument}: the weight of {name!r} must be at most {MAX_WEIGHT:g}, got {weight}. "
+                "The gradient would leave the range of float32. Only their ratios and the learning "
+                "rate matter: make all of them smaller."
             )
     return weights
 
@@ -74,6 +83,12 @@ def check_temperature(argument: str, value: float) -> None:
         raise ValueError(
             f"{argument} must be above 0 and finite, got {value}. Logits are divided by it; values "
             "from 1 to 10 are usual."
+        )
+    if not MIN_TEMPERATURE <= value <= MAX_TEMPERATURE:
+        raise ValueError(
+            f"{argument} must lie in [{MIN_TEMPERATURE:g}, {MAX_TEMPERATURE:g}], got {value}. "
+            "Beyond it probabilities are all 0 and 1 or all the same, and what is left of the "
+            "difference is rounding. Values from 1 to 10 are usual."
         )
 
 

@@ -168,10 +168,11 @@ def resolve_slot_sizes(
     Raises:
         ValueError: if there are more successor than predecessor blocks, or the sizes do not fit.
     """
-    if num_successor > num_predecessor:
+    if not 1 <= num_successor <= num_predecessor:
         raise ValueError(
             f"The successor has {num_successor} blocks and the predecessor {num_predecessor}. "
-            "Every successor block must stand for at least one predecessor block; use fewer."
+            "Every successor block must stand for at least one predecessor block; use fewer, and "
+            "at least one."
         )
     if slot_sizes is None:
         small, rest = divmod(num_predecessor, num_successor)

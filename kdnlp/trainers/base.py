@@ -26,6 +26,7 @@ from kdnlp.trainers.output_dir import check_output_dir, remove_checkpoints
 from kdnlp.trainers.placement import check_precision, check_processes, place_partner
 from kdnlp.trainers.sharding import check_strategy, sharded
 from kdnlp.trainers.step import TASK, WeightedLossTrainer
+from kdnlp.trainers.training_data import check_training_data
 from kdnlp.trainers.unpadding import Unpadding
 
 logger = logging.getLogger(__name__)
@@ -235,6 +236,7 @@ class CompressionTrainer(WeightedLossTrainer):
                 `output_dir` holds another run and neither resuming nor overwriting was asked for.
         """
         self._check_arguments(self.args)
+        self.position_limits = check_training_data(self)
         if not (resume_from_checkpoint or self._owns_output_dir or self.args.overwrite_output_dir):
             check_output_dir(str(self.args.output_dir))
         overwrites = self.args.overwrite_output_dir and not resume_from_checkpoint

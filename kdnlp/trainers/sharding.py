@@ -54,6 +54,10 @@ def _check_fsdp(trainer: WeightedLossTrainer, plugin: Any) -> None:
             "use gradient_checkpointing=True, which also reaches the predecessor's blocks",
         ),
         "model_init": (trainer.model_init is not None, "pass the model itself"),
+        "auto_find_batch_size": (
+            trainer.args.auto_find_batch_size,
+            "set per_device_train_batch_size; a sharded run cannot be undone and started again",
+        ),
         "an optimizer of your own": (
             trainer.optimizer is not None,
             "name one by optim; yours holds parameters that are about to be sharded",

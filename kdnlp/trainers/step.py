@@ -1,7 +1,9 @@
 """One optimizer step: named losses, weighed and added up at the scale that the arguments say."""
 
+import math
 from collections.abc import Iterator, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -9,16 +11,21 @@ from accelerate.utils import convert_to_fp32
 from torch import nn
 from torch.utils.data import SequentialSampler
 from transformers import PreTrainedModel, Trainer
+from transformers.trainer_utils import EvalLoopOutput
 
 from kdnlp.arguments import CompressionTrainingArguments, DistillationTrainingArguments
 from kdnlp.losses import DistillationLoss
 from kdnlp.losses.balance import GradientNormBalancer, LossBalancer
 from kdnlp.models.alignment import TEACHER_PREFIX, split_inputs
-from kdnlp.models.cache import TEACHER_OUTPUTS, TeacherCache
+from kdnlp.models.cache import ROW_COLUMN, TEACHER_OUTPUTS, TeacherCache
 from kdnlp.models.capture import LayerOutputs
 from kdnlp.models.heads import UNITS, as_items, count_items, with_some_label
+from kdnlp.models.label_range import num_classes, sound_labels
 from kdnlp.models.layers import find_layers
+from kdnlp.models.positions import check_positions
+from kdnlp.trainers.finite import LABELS, FiniteGuard
 from kdnlp.trainers.intermediate import IntermediateOutputs
+from kdnlp.trainers.memory import explained_memory, undone_if_too_large
 
 CACHED = TEACHER_OUTPUTS.removeprefix(TEACHER_PREFIX)
 
@@ -41,6 +48,9 @@ class WeightedLossTrainer(Trainer):
         cache: the partner's outputs on disk, where they are read instead of computed.
         cached_layers: how many layers the partner has.
         intermediate: what keeps the layers that the losses read, while a run lasts.
+        finite: what notes NaN and infinity, and stops the run.
+        position_limits: the most tokens that a batch may have, by column.
+        batch_shape: the shapes of the last batch, by column.
     """
 
     args: CompressionTrainingArguments
@@ -53,6 +63,11 @@ class WeightedLossTrainer(Trainer):
     intermediate: IntermediateOutputs | None
     cache: TeacherCache | None
     cached_layers: int
+    finite: FiniteGuard
+    position_limits: Mapping[str, int] = MappingProxyType({})
+    batch_shape: Mapping[str, tuple[int, ...]] = MappingProxyType({})
+    _num_classes: int | None = None
+    _evaluates_badly: torch.Tensor | bool = False
     _recorded: dict[str, tuple[torch.Tensor | float, int]]
 
     @property
@@ -67,10 +82,28 @@ class WeightedLossTrainer(Trainer):
         samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if not samples:
             return samples, torch.zeros(len(UNITS), device=device)
+        self.finite.begin_step(self.state.global_step)
+        samples = [self._with_sound_labels(batch, i) for i, batch in enumerate(samples)]
         counts = torch.stack([count_items(split_inputs(b)[0], self.task) for b in samples])
-        totals = self.accelerator.reduce(counts.sum(0).to(device), reduction="sum")
+        counts = torch.cat([counts.sum(0).to(device), self.finite.flag()])
+        *totals, flags = self.accelerator.reduce(counts, reduction="sum").unbind()
+        if self.finite.reads_steps:
+            self.finite.heed(flags)
         # The backward pass averages over micro-batches and processes whatever they hold.
-        return samples, len(samples) * self.args.world_size / totals.clamp(min=1)
+        return samples, len(samples) * self.args.world_size / torch.stack(totals).clamp(min=1)
+
+    def _with_sound_labels(self, batch: dict[str, Any], micro_batch: int) -> dict[str, Any]:
+        """The batch; labels that no output stands for are noted, and do not count in it.
+
+        They would stop a GPU for good, before it could be asked what has happened. Texts that are
+        too long do so as well, and can be told by their shape.
+        """
+        where = f"Optimizer step {self.state.global_step + 1}, micro-batch {micro_batch + 1}"
+        check_positions(batch, self.position_limits, where)
+        sound, bad = sound_labels(batch, self.task, self._num_classes)
+        if bad is not None:
+            self.finite.watch({LABELS: bad}, micro_batch, batch.get(ROW_COLUMN))
+        return sound
 
     def compute_loss(
         self,
@@ -86,8 +119,15 @@ class WeightedLossTrainer(Trainer):
         """
         ours, _ = split_inputs(inputs)
         if not model.training:
-            return super().compute_loss(model, ours, return_outputs)
-        components, outputs = self._components(model, inputs)
+            loss, outputs = super().compute_loss(model, ours, True)
+            counts = count_items(ours, self.task)[UNITS.index("items")] > 0
+            self._evaluates_badly = self._evaluates_badly | (counts & ~loss.isfinite().all())
+            return (loss, outputs) if return_outputs else loss
+        self.batch_shape = {n: tuple(v.shape) for n, v in inputs.items() if hasattr(v, "shape")}
+        components, outputs, teacher = self._components(model, inputs)
+        self.finite.watch_losses(
+            components, first_logits(outputs), teacher.get("logits"), inputs.get(ROW_COLUMN)
+        )
         if num_items_in_batch is not None:
             shares = count_items(ours, self.task) * num_items_in_batch
             for name, component in components.items():
@@ -115,15 +155,15 @@ class WeightedLossTrainer(Trainer):
 
     def _components(
         self, model: nn.Module, inputs: dict[str, Any]
-    ) -> tuple[dict[str, torch.Tensor], Any]:
-        """The losses by name, each a mean over this micro-batch, and the model's outputs."""
+    ) -> tuple[dict[str, torch.Tensor], Any, dict[str, Any]]:
+        """The losses by name, each a mean over this micro-batch, and both models' outputs."""
         ours, _ = split_inputs(inputs)
         components = {}
         (task_loss, outputs), layers = self._forward(model, ours)
         if task_loss is not None:
             components[TASK] = task_loss
         if not self.losses:
-            return components, outputs
+            return components, outputs, {}
         self._check_labels(ours)
         student, batch = as_items({**outputs, **layers}, ours, self.task)
         teacher: dict[str, Any] = {}
@@ -132,7 +172,7 @@ class WeightedLossTrainer(Trainer):
         for name, loss in self.losses.items():
             loss.temperature = self.temperature()
             components[name] = loss(student, teacher, batch)
-        return components, outputs
+        return components, outputs, teacher
 
     def _check_labels(self, batch: Mapping[str, Any]) -> None:
         labels = batch.get("labels")
@@ -184,6 +224,55 @@ class WeightedLossTrainer(Trainer):
         with self.accelerator.autocast():
             outputs, layers = self._watched().of_teacher(lambda: partner(**known))
         return {**convert_to_fp32(outputs), **layers}
+
+    # What was not finite stops the run before it is evaluated or saved.
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Guard the run from the moment on that it knows its device."""
+        super().create_accelerator_and_postprocess()
+        self.finite = FiniteGuard(self.accelerator, [TASK, *self.losses])
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
+        """Forget what another run has noted, or this one with batches that were too large."""
+        self._recorded = {}
+        self.finite.begin_run()
+        self._num_classes = num_classes(self.student, self.task)
+        return super()._init_training_state(*args, **kwargs)
+
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, or leave everything as before an attempt with batches that were too large."""
+        with explained_memory(self), undone_if_too_large(self):
+            return super()._inner_training_loop(*args, **kwargs)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        self.finite.watch_gradient(norm)
+        return norm
+
+    def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        self.finite.check()
+        return super()._evaluate(*args, **kwargs)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        self.finite.check()
+        super()._save_checkpoint(*args, **kwargs)
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        self.finite.check()
+        return super()._finalize_training(*args, **kwargs)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """Leave batches without a label out of the mean loss, and show any other NaN in it."""
+        hides, self.args.logging_nan_inf_filter = self.args.logging_nan_inf_filter, True
+        self._evaluates_badly = torch.zeros((), dtype=torch.bool, device=self.args.device)
+        try:
+            output = super().evaluation_loop(*args, **kwargs)
+        finally:
+            self.args.logging_nan_inf_filter = hides
+        bad = self.accelerator.reduce(self._evaluates_badly.float(), reduction="sum").item() > 0
+        metrics = output.metrics or {}
+        metrics.update({n: math.nan for n in metrics if n.endswith("_loss") and bad and not hides})
+        return output
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
@@ -239,8 +328,10 @@ class WeightedLossTrainer(Trainer):
             names = sorted(self._recorded)
             means = [total / count for total, count in (self._recorded[n] for n in names)]
             stacked = torch.stack([torch.as_tensor(m, device=self.args.device) for m in means])
-            stacked = self.accelerator.reduce(stacked, reduction="mean")
-            logs.update(zip(names, stacked.tolist(), strict=True))
+            stacked = torch.cat([stacked, self.finite.flag()])
+            *values, flags = self.accelerator.reduce(stacked, reduction="mean").tolist()
+            self.finite.heed(flags)
+            logs.update(zip(names, values, strict=True))
             logs.update(self.scheduled_values())
             self._recorded = {}
         super().log(logs, start_time)

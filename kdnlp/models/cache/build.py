@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from datasets import Dataset
 from datasets.utils import tqdm
 
@@ -39,6 +40,8 @@ MASKS = (TOKENS, LABELS)
 class CachedCollator:
     """Adds the teacher's outputs of its rows to every batch, as `batch["teacher_outputs"]`.
 
+    Their numbers stay beside them, as `batch["teacher_row"]`.
+
     Rows without a number, as in evaluation, are only collated. Top-k logits are added as they are
     stored; `cache.dense` spreads them, best after the batch was moved to its device.
 
@@ -57,7 +60,8 @@ class CachedCollator:
             return self.collator(features)
         rows = [int(feature[ROW_COLUMN]) for feature in features]
         batch = self.collator([_without_number(feature) for feature in features])
-        return {**batch, TEACHER_OUTPUTS: self.cache.read(rows, batch, dense=False)}
+        outputs = self.cache.read(rows, batch, dense=False)
+        return {**batch, ROW_COLUMN: torch.tensor(rows), TEACHER_OUTPUTS: outputs}
 
 
 def cache_teacher(

@@ -1,0 +1,92 @@
+"""Running out of memory: what to do about it, and a fresh start with a smaller batch."""
+
+import copy
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from kdnlp.trainers.step import WeightedLossTrainer
+
+logger = logging.getLogger(__name__)
+
+_WORDS = ("out of memory", "not enough memory", "can't allocate memory")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device or the CPU's allocator had no memory left."""
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _WORDS)
+    )
+
+
+@contextmanager
+def explained_memory(trainer: "WeightedLossTrainer") -> Iterator[None]:
+    """Add to an error of memory what would use less; its type stays, and is raised on."""
+    try:
+        yield
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            # Python 3.10 knows no notes.
+            getattr(error, "add_note", logger.error)(_advice(trainer))
+        raise
+
+
+@contextmanager
+def undone_if_too_large(trainer: "WeightedLossTrainer") -> Iterator[None]:
+    """Under `auto_find_batch_size`, take back what an attempt that ran out of memory has trained.
+
+    The next attempt begins at step 0, with the weights, the optimizer and the random numbers that
+    the run was given. Otherwise the steps before the large batch would have been trained twice.
+    """
+    if not trainer.args.auto_find_batch_size:
+        yield
+        return
+    model = trainer.student
+    weights = {n: t.detach().to("cpu", copy=True) for n, t in model.state_dict().items()}
+    modes = {name: module.training for name, module in model.named_modules()}
+    own = None if trainer.optimizer is None else copy.deepcopy(trainer.optimizer.state_dict())
+    random = torch.get_rng_state()
+    device = trainer.args.device
+    theirs = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    try:
+        yield
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            model.load_state_dict(weights)
+            for name, module in model.named_modules():
+                module.training = modes.get(name, module.training)
+            _undo_optimizer(trainer, own)
+            torch.set_rng_state(random)
+            if theirs is not None:
+                torch.cuda.set_rng_state(theirs, device)
+        raise
+
+
+def _undo_optimizer(trainer: "WeightedLossTrainer", state: dict[str, Any] | None) -> None:
+    trainer.student.zero_grad()
+    if state is None:
+        trainer.optimizer = None
+    elif trainer.optimizer is not None:
+        trainer.optimizer.load_state_dict(state)
+
+
+def _advice(trainer: "WeightedLossTrainer") -> str:
+    args = trainer.args
+    shape = trainer.batch_shape.get("input_ids")
+    batch = "before its first batch" if shape is None else f"with input_ids of the shape {shape}"
+    less = [
+        f"a smaller per_device_train_batch_size (it is {args.per_device_train_batch_size}) with as "
+        f"much more gradient_accumulation_steps (it is {args.gradient_accumulation_steps}), which "
+        "trains the same"
+    ]
+    ways = {
+        "gradient_checkpointing": "gradient_checkpointing=True, which keeps fewer activations",
+        "auto_find_batch_size": "auto_find_batch_size=True, which looks for a batch that fits",
+        "unpadded": "unpadded=True, where texts differ in length",
+    }
+    less += [text for name, text in ways.items() if not getattr(args, name, False)]
+    return f"kdnlp: memory ran out {batch}. To need less: {'; '.join(less)}."
