@@ -1,5 +1,7 @@
+import copy
 import dataclasses
 import json
+import pickle
 
 import pytest
 from transformers import HfArgumentParser, TrainingArguments
@@ -10,6 +12,7 @@ from kdnlp.arguments import (
     TheseusTrainingArguments,
 )
 from kdnlp.arguments.values import parse_slot_sizes, parse_weights
+from kdnlp.cli.options import LadderTrainingArguments
 
 CLASSES = [CompressionTrainingArguments, DistillationTrainingArguments, TheseusTrainingArguments]
 NAMES = ["task", "logits"]
@@ -435,3 +438,21 @@ def test_a_named_checkpoint_is_taken_even_where_a_newer_one_lies(killed_run):
     named = str(killed_run / "checkpoint-2")
     args = build(CompressionTrainingArguments, killed_run, resume_from_checkpoint=named)
     assert args.checkpoint_to_resume() == named
+
+
+@pytest.mark.parametrize("place", ["{}/other", "{}/run/../other", "{}/run/link", "{}/run"])
+def test_the_baseline_cannot_overwrite_what_lies_outside_the_run_s_folder(place, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "link").symlink_to(tmp_path)
+    args = build(CompressionTrainingArguments, tmp_path / "run")
+    with pytest.raises(ValueError, match=r"must lie below output_dir .*Choose a folder below"):
+        args.for_baseline(place.format(tmp_path))
+
+
+@pytest.mark.parametrize("cls", [*CLASSES, LadderTrainingArguments])
+def test_what_loggers_and_pickles_take_of_the_arguments_holds_no_token(cls, tmp_path):
+    args = build(cls, tmp_path, hub_token="hf_Secret")
+    views = [str(args), repr(args), args.to_dict(), args.to_json_string(), args.to_sanitized_dict()]
+    for view in [*views, pickle.dumps(args), copy.deepcopy(args).hub_token]:
+        assert "hf_Secret" not in str(view)
+    assert args.for_baseline(str(tmp_path / "baseline")).hub_token is None

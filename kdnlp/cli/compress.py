@@ -88,7 +88,7 @@ def main(command: str, argv: Sequence[str]) -> None:
     splits, inputs = trainer_inputs(rows, task, tokenizer, data, args)
     smaller = build_smaller(options, original, task, tokenizer)
     initial = copy.deepcopy(smaller) if options.baseline else None
-    partner = join_teachers(original, getattr(options, "more_teachers", None), task, tokenizer)
+    partner = join_teachers(options, original, task, tokenizer)
     trainer = _TRAINERS[command](smaller, partner, args, losses, **inputs)
     evaluated = partial(evaluate_model, args=args, splits=splits, task=task, tokenizer=tokenizer)
     models, metrics, facts = train_models(trainer, original, initial, inputs, checkpoint, evaluated)
@@ -118,7 +118,13 @@ def load_original(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model that is compressed, in the type of weights that was asked for."""
     dtype = getattr(torch, getattr(options, "teacher_dtype", "float32"))
-    return load_finetuned(source_of(options), task, revision=options.revision, dtype=dtype)
+    return load_finetuned(
+        source_of(options),
+        task,
+        revision=options.revision,
+        dtype=dtype,
+        trust_remote_code=options.trust_remote_code,
+    )
 
 
 def train_models(
@@ -153,18 +159,21 @@ def train_models(
 
 
 def join_teachers(
-    first: PreTrainedModel, others: Sequence[str] | None, task: Task, tokenizer: Any
+    options: CompressionOptions, first: PreTrainedModel, task: Task, tokenizer: Any
 ) -> PreTrainedModel:
     """The first teacher alone, or with others as one; its label order is theirs together.
 
     Raises:
         ValueError: if another one has other labels or another vocabulary.
     """
+    others = getattr(options, "more_teachers", None)
     if not others:
         return first
     members = [first]
     for path in others:
-        member, own_tokenizer = load_finetuned(path, task, dtype=first.dtype)
+        member, own_tokenizer = load_finetuned(
+            path, task, dtype=first.dtype, trust_remote_code=options.trust_remote_code
+        )
         check_same_tokens(tokenizer, own_tokenizer, "--more_teachers", path)
         members.append(member)
     return TeacherEnsemble(members).eval()  # type: ignore[return-value]
@@ -179,7 +188,8 @@ def build_smaller(
     """The student or successor before training: the original's blocks, or a model of its own."""
     student = getattr(options, "student", None)
     if student is not None:
-        model, own_tokenizer = load_for_finetuning(student, task)
+        trusted = options.trust_remote_code
+        model, own_tokenizer = load_for_finetuning(student, task, trust_remote_code=trusted)
         check_same_tokens(tokenizer, own_tokenizer, "--student", student)
         return model
     num_layers = options.num_layers
