@@ -11,6 +11,7 @@ from kdnlp.arguments import (
     DistillationTrainingArguments,
     TheseusTrainingArguments,
 )
+from kdnlp.arguments.paths import check_below
 from kdnlp.arguments.values import parse_slot_sizes, parse_weights
 from kdnlp.cli.options import LadderTrainingArguments
 
@@ -441,12 +442,12 @@ def test_a_named_checkpoint_is_taken_even_where_a_newer_one_lies(killed_run):
 
 
 @pytest.mark.parametrize("place", ["{}/other", "{}/run/../other", "{}/run/link", "{}/run"])
-def test_the_baseline_cannot_overwrite_what_lies_outside_the_run_s_folder(place, tmp_path):
+def test_what_leads_out_of_a_folder_is_not_below_it(place, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "link").symlink_to(tmp_path)
-    args = build(CompressionTrainingArguments, tmp_path / "run")
-    with pytest.raises(ValueError, match=r"must lie below output_dir .*Choose a folder below"):
-        args.for_baseline(place.format(tmp_path))
+    with pytest.raises(ValueError, match=r"It must lie below output_dir .*Choose a folder below"):
+        check_below(tmp_path / "run", place.format(tmp_path), "It")
+    check_below(tmp_path / "run", tmp_path / "run" / "a" / "b", "It")
 
 
 @pytest.mark.parametrize("cls", [*CLASSES, LadderTrainingArguments])

@@ -5,7 +5,6 @@ from typing import Any, ClassVar
 
 from transformers import TrainingArguments
 
-from kdnlp.arguments.paths import check_below
 from kdnlp.checkpoints import last_whole_checkpoint
 
 
@@ -66,11 +65,7 @@ class CompressionTrainingArguments(TrainingArguments):
         Args:
             output_dir: a folder below this run's. What is in it is overwritten, since this run's
                 own folder is the one that is guarded.
-
-        Raises:
-            ValueError: if it is not below this run's.
         """
-        check_below(str(self.output_dir), output_dir, "The baseline's folder")
         names = [f.name for f in fields(CompressionTrainingArguments) if f.init]
         values = {name: getattr(self, name) for name in names}
         own = {"output_dir": output_dir, "overwrite_output_dir": True}

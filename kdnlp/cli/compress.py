@@ -15,6 +15,7 @@ from kdnlp.arguments import (
     DistillationTrainingArguments,
     TheseusTrainingArguments,
 )
+from kdnlp.arguments.paths import check_below
 from kdnlp.cli.loss_settings import resolve_losses
 from kdnlp.cli.options import (
     CompressionOptions,
@@ -79,6 +80,7 @@ def main(command: str, argv: Sequence[str]) -> None:
         description=_DESCRIPTIONS[command] + _OUTPUT,
     )
     checkpoint = start(args)
+    baseline_folder(args)
     losses = resolve_losses(options.losses)
     set_seed(args.seed)
     task, rows = load_task(data, args.seed)
@@ -250,10 +252,21 @@ def finetune_baseline(
 
     It goes on from its own newest checkpoint if the run itself was resumed.
     """
-    own = args.for_baseline(str(Path(str(args.output_dir), BASELINE_FOLDER)))
+    own = args.for_baseline(str(baseline_folder(args)))
     own.resume_from_checkpoint = "last" if resumed else None
     trainer = CompressionTrainer(initial, own, **inputs)
     logger.info("Fine-tuning the baseline: the same initial model with the same budget.")
     trainer.train(resume_from_checkpoint=own.checkpoint_to_resume())
     trainer.save_model()
     return trainer.student
+
+
+def baseline_folder(args: CompressionTrainingArguments) -> Path:
+    """Where the baseline goes.
+
+    Raises:
+        ValueError: if a link there leads out of the run's folder: what is in it is overwritten.
+    """
+    folder = Path(str(args.output_dir), BASELINE_FOLDER)
+    check_below(str(args.output_dir), folder, "The baseline's folder")
+    return folder

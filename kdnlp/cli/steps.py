@@ -131,7 +131,7 @@ def command_line(command: str, argv: Sequence[str]) -> str:
         if not hide and name not in SECRET_FLAGS:
             shown.append(_last_part_of_a_path(part))
         hide = name in SECRET_FLAGS and "=" not in part
-    return hide_tokens(shlex.join(["kdnlp", command, *shown]))
+    return shlex.join(["kdnlp", command, *map(hide_tokens, shown)])
 
 
 def _last_part_of_a_path(part: str) -> str:

@@ -295,6 +295,14 @@ def test_only_the_secret_is_left_out_of_the_command(argv, expected):
     assert steps.command_line("theseus", argv) == expected
 
 
+def test_a_baseline_that_leads_elsewhere_is_refused_before_any_work(finetuned, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / compress.BASELINE_FOLDER).symlink_to(tmp_path)
+    with pytest.raises(ValueError, match="baseline's folder must lie below output_dir"):
+        run("theseus", "--predecessor", finetuned, "--output_dir", tmp_path / "out", *TASK, *FAST)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_a_second_run_is_refused_before_any_work_and_touches_nothing(
     theseus, finetuned, monkeypatch
 ):

@@ -291,9 +291,8 @@ def test_a_file_cannot_write_outside_the_output_folder(place, refused, parse, tm
     message = refused(CACHE, config=f"distill: {{teacher_cache_dir: {place}}}", command="distill")
     assert "teacher_cache_dir in a configuration file must lie below output_dir" in message
     assert f"on the command line: --teacher_cache_dir {place}" in message
-    args = parse("--teacher_cache_dir", place, config="teacher_cache_dir: /x", command="distill")[
-        -1
-    ]
+    flags = (CACHE, "--teacher_cache_dir", place)
+    args = parse(*flags, config="teacher_cache_dir: /x", command="distill")[-1]
     assert args.teacher_cache_dir == place
 
 
