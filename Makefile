@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # run tests, not the lowest that pyproject.toml admits, of which not every index has a build for CPUs:
 # `make audit-minimal MINIMAL_TORCH=2.6.0` where yours does.
 MINIMAL_TESTS := tests/test_loading.py tests/trainers/test_resuming.py tests/trainers/test_contract.py \
-	tests/models tests/cli/test_commands.py
+	tests/models/test_pretrained.py tests/models/test_theseus.py tests/cli/test_commands.py
 MINIMAL_TORCH ?= 2.13.0
 
 .PHONY: demo test lint slow audit audit-minimal audit-advisories clean help
