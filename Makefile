@@ -3,7 +3,15 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint slow clean help
+# What the lowest versions are tested on; and the version of torch there. It is the lowest that this
+# run tests, not the lowest that pyproject.toml admits, of which not every index has a build for CPUs:
+# `make audit-minimal MINIMAL_TORCH=2.6.0` where yours does.
+MINIMAL_TESTS := tests/test_loading.py tests/trainers/test_resuming.py tests/trainers/test_contract.py \
+	tests/models/test_pretrained.py tests/models/test_theseus.py tests/cli/test_commands.py
+# Old libraries call what the newer ones below them have deprecated: no business of this run.
+MINIMAL_TORCH ?= 2.13.0
+
+.PHONY: demo test lint slow audit audit-minimal audit-advisories clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -27,5 +35,20 @@ lint: $(VENV)/.installed
 slow: $(VENV)/.installed  ## the checks that need minutes or real data
 	$(BIN)/pytest -m slow
 
+audit: audit-minimal audit-advisories  ## the lowest versions pass; the pinned ones have no known holes
+
+audit-minimal: $(VENV)/.installed
+	$(PYTHON) -m venv .venv-minimal
+	$(BIN)/python tools/lowest_versions.py torch=$(MINIMAL_TORCH) > .venv-minimal/lowest.txt
+	.venv-minimal/bin/pip install --quiet --constraint .venv-minimal/lowest.txt --editable . \
+		hypothesis pytest pytest-timeout
+	.venv-minimal/bin/python -m pytest -W ignore::DeprecationWarning $(MINIMAL_TESTS)
+
+# Asks a service on the network. --strict: a package that it could not look up is a failure, not silence.
+audit-advisories:
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/pip install --quiet pip-audit
+	.venv-audit/bin/pip-audit --strict --disable-pip --no-deps --requirement constraints.txt
+
 clean:
-	rm -rf $(VENV) demo-output .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-minimal .venv-audit demo-output .pytest_cache .mypy_cache .ruff_cache

@@ -6,6 +6,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from settings import CHECKPOINTING
+
 TRAINERS = {
     "fine-tuning": "finetuning",
     "distillation": "distillation",
@@ -54,7 +56,7 @@ MODES = {
     ),
     "bf16": Mode({"bf16": True}, close=2e-2),
     "fp16": Mode({"fp16": True}, close=5e-3, needs_gpu=True),
-    "checkpointing": Mode({"activation_checkpointing": True}),
+    "checkpointing": Mode({CHECKPOINTING: True}),
     "compile": Mode(
         {"torch_compile": True},
         own={"theseus": {"compile_blocks": True}},

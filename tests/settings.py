@@ -1,7 +1,7 @@
 """One row per architecture, loss and trainer; the suites that run over all of them read it here."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import datasets
@@ -231,6 +231,14 @@ class TrainerRow:
     padded: bool = False  # rows of several lengths
 
 
+CHECKPOINTING = next(
+    field.name
+    for field in fields(transformers.TrainingArguments)
+    if field.name in ("activation_checkpointing", "gradient_checkpointing")
+)
+"""Its first name is the present one; transformers 5.17 has the second alone."""
+
+
 TRAINER_ROWS = {
     "finetuning": TrainerRow("CompressionTrainer"),
     "distillation": TrainerRow(
@@ -287,7 +295,7 @@ TRAINER_ROWS = {
         "TheseusTrainer",
         {"unfreeze_after_replacement": True, "replacing_fraction": 0.5, "weight_decay": 0.1},
     ),
-    "theseus-checkpointing": TrainerRow("TheseusTrainer", {"activation_checkpointing": True}),
+    "theseus-checkpointing": TrainerRow("TheseusTrainer", {CHECKPOINTING: True}),
     "theseus-logits": TrainerRow("TheseusTrainer", losses=lambda: {"logits": LogitsLoss()}),
     "theseus-cached": TrainerRow(
         "TheseusTrainer",

@@ -1,5 +1,7 @@
+import copy
 import dataclasses
 import json
+import pickle
 
 import pytest
 from transformers import HfArgumentParser, TrainingArguments
@@ -9,7 +11,9 @@ from kdnlp.arguments import (
     DistillationTrainingArguments,
     TheseusTrainingArguments,
 )
+from kdnlp.arguments.paths import check_below
 from kdnlp.arguments.values import parse_slot_sizes, parse_weights
+from kdnlp.cli.options import LadderTrainingArguments
 
 CLASSES = [CompressionTrainingArguments, DistillationTrainingArguments, TheseusTrainingArguments]
 NAMES = ["task", "logits"]
@@ -439,3 +443,21 @@ def test_a_named_checkpoint_is_taken_even_where_a_newer_one_lies(killed_run):
     named = str(killed_run / "checkpoint-2")
     args = build(CompressionTrainingArguments, killed_run, resume_from_checkpoint=named)
     assert args.checkpoint_to_resume() == named
+
+
+@pytest.mark.parametrize("place", ["{}/other", "{}/run/../other", "{}/run/link", "{}/run"])
+def test_what_leads_out_of_a_folder_is_not_below_it(place, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "link").symlink_to(tmp_path)
+    with pytest.raises(ValueError, match=r"It must lie below output_dir .*Choose a folder below"):
+        check_below(tmp_path / "run", place.format(tmp_path), "It")
+    check_below(tmp_path / "run", tmp_path / "run" / "a" / "b", "It")
+
+
+@pytest.mark.parametrize("cls", [*CLASSES, LadderTrainingArguments])
+def test_what_loggers_and_pickles_take_of_the_arguments_holds_no_token(cls, tmp_path):
+    args = build(cls, tmp_path, hub_token="hf_Secret")
+    views = [str(args), repr(args), args.to_dict(), args.to_json_string(), args.to_sanitized_dict()]
+    for view in [*views, pickle.dumps(args), copy.deepcopy(args).hub_token]:
+        assert "hf_Secret" not in str(view)
+    assert args.for_baseline(str(tmp_path / "baseline")).hub_token is None

@@ -8,9 +8,13 @@ from transformers import TrainingArguments
 from kdnlp.checkpoints import last_whole_checkpoint
 
 
-@dataclass
+@dataclass(repr=False)
 class CompressionTrainingArguments(TrainingArguments):
-    """`TrainingArguments` with what every trainer here shares."""
+    """`TrainingArguments` with what every trainer here shares.
+
+    A class derived from it is a `dataclass(repr=False)`: the text that dataclass makes would show
+    the Hub's token, which that of `TrainingArguments` hides.
+    """
 
     group_title: ClassVar[str] = "kdnlp"
 
@@ -72,7 +76,7 @@ class CompressionTrainingArguments(TrainingArguments):
         names = [f.name for f in fields(CompressionTrainingArguments) if f.init]
         values = {name: getattr(self, name) for name in names}
         own = {"output_dir": output_dir, "overwrite_output_dir": True}
-        never_pushed = {"push_to_hub": False, "hub_model_id": None}
+        never_pushed = {"push_to_hub": False, "hub_model_id": None, "hub_token": None}
         return CompressionTrainingArguments(**{**values, **own, **never_pushed})
 
     def checkpoint_to_resume(self) -> str | None:

@@ -10,7 +10,7 @@ from kdnlp.schedules import build_schedule
 ScheduleName = Literal["constant", "linear", "cosine", "step"]
 
 
-@dataclass
+@dataclass(repr=False)
 class DistillationTrainingArguments(CompressionTrainingArguments):
     """Arguments of `DistillationTrainer`: temperature and loss weights, each with a schedule.
 

@@ -10,7 +10,7 @@ from kdnlp.schedules import build_schedule
 ReplacingSchedule = Literal["constant", "linear", "cosine", "step", "anti"]
 
 
-@dataclass
+@dataclass(repr=False)
 class TheseusTrainingArguments(DistillationTrainingArguments):
     """Arguments of `TheseusTrainer` (Xu et al. 2020): how fast the successor's blocks move in.
 

@@ -15,6 +15,7 @@ from kdnlp.arguments import (
     DistillationTrainingArguments,
     TheseusTrainingArguments,
 )
+from kdnlp.arguments.paths import check_below
 from kdnlp.cli.loss_settings import resolve_losses
 from kdnlp.cli.options import (
     CompressionOptions,
@@ -79,6 +80,7 @@ def main(command: str, argv: Sequence[str]) -> None:
         description=_DESCRIPTIONS[command] + _OUTPUT,
     )
     checkpoint = start(args)
+    baseline_folder(args)
     losses = resolve_losses(options.losses)
     set_seed(args.seed)
     task, rows = load_task(data, args.seed)
@@ -88,7 +90,7 @@ def main(command: str, argv: Sequence[str]) -> None:
     splits, inputs = trainer_inputs(rows, task, tokenizer, data, args)
     smaller = build_smaller(options, original, task, tokenizer)
     initial = copy.deepcopy(smaller) if options.baseline else None
-    partner = join_teachers(original, getattr(options, "more_teachers", None), task, tokenizer)
+    partner = join_teachers(options, original, task, tokenizer)
     trainer = _TRAINERS[command](smaller, partner, args, losses, **inputs)
     evaluated = partial(evaluate_model, args=args, splits=splits, task=task, tokenizer=tokenizer)
     models, metrics, facts = train_models(trainer, original, initial, inputs, checkpoint, evaluated)
@@ -118,7 +120,13 @@ def load_original(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model that is compressed, in the type of weights that was asked for."""
     dtype = getattr(torch, getattr(options, "teacher_dtype", "float32"))
-    return load_finetuned(source_of(options), task, revision=options.revision, dtype=dtype)
+    return load_finetuned(
+        source_of(options),
+        task,
+        revision=options.revision,
+        dtype=dtype,
+        trust_remote_code=options.trust_remote_code,
+    )
 
 
 def train_models(
@@ -153,18 +161,21 @@ def train_models(
 
 
 def join_teachers(
-    first: PreTrainedModel, others: Sequence[str] | None, task: Task, tokenizer: Any
+    options: CompressionOptions, first: PreTrainedModel, task: Task, tokenizer: Any
 ) -> PreTrainedModel:
     """The first teacher alone, or with others as one; its label order is theirs together.
 
     Raises:
         ValueError: if another one has other labels or another vocabulary.
     """
+    others = getattr(options, "more_teachers", None)
     if not others:
         return first
     members = [first]
     for path in others:
-        member, own_tokenizer = load_finetuned(path, task, dtype=first.dtype)
+        member, own_tokenizer = load_finetuned(
+            path, task, dtype=first.dtype, trust_remote_code=options.trust_remote_code
+        )
         check_same_tokens(tokenizer, own_tokenizer, "--more_teachers", path)
         members.append(member)
     return TeacherEnsemble(members).eval()  # type: ignore[return-value]
@@ -179,7 +190,8 @@ def build_smaller(
     """The student or successor before training: the original's blocks, or a model of its own."""
     student = getattr(options, "student", None)
     if student is not None:
-        model, own_tokenizer = load_for_finetuning(student, task)
+        trusted = options.trust_remote_code
+        model, own_tokenizer = load_for_finetuning(student, task, trust_remote_code=trusted)
         check_same_tokens(tokenizer, own_tokenizer, "--student", student)
         return model
     num_layers = options.num_layers
@@ -240,10 +252,21 @@ def finetune_baseline(
 
     It goes on from its own newest checkpoint if the run itself was resumed.
     """
-    own = args.for_baseline(str(Path(str(args.output_dir), BASELINE_FOLDER)))
+    own = args.for_baseline(str(baseline_folder(args)))
     own.resume_from_checkpoint = "last" if resumed else None
     trainer = CompressionTrainer(initial, own, **inputs)
     logger.info("Fine-tuning the baseline: the same initial model with the same budget.")
     trainer.train(resume_from_checkpoint=own.checkpoint_to_resume())
     trainer.save_model()
     return trainer.student
+
+
+def baseline_folder(args: CompressionTrainingArguments) -> Path:
+    """Where the baseline goes.
+
+    Raises:
+        ValueError: if a link there leads out of the run's folder: what is in it is overwritten.
+    """
+    folder = Path(str(args.output_dir), BASELINE_FOLDER)
+    check_below(str(args.output_dir), folder, "The baseline's folder")
+    return folder

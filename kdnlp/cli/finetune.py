@@ -31,7 +31,12 @@ def main(command: str, argv: Sequence[str]) -> None:
     checkpoint = start(args)
     set_seed(args.seed)
     task, rows = load_task(data, args.seed)
-    model, tokenizer = load_for_finetuning(options.model, task, revision=options.revision)
+    model, tokenizer = load_for_finetuning(
+        options.model,
+        task,
+        revision=options.revision,
+        trust_remote_code=options.trust_remote_code,
+    )
     splits, inputs = trainer_inputs(rows, task, tokenizer, data, args)
     trainer = CompressionTrainer(model, args, **inputs)
     trainer.train(resume_from_checkpoint=checkpoint)

@@ -161,7 +161,10 @@ def report_all(
     args: DistillationTrainingArguments,
 ) -> None:
     """Measure all models side by side, whenever each was made."""
-    students = {rung.name: load_finetuned(rung.folder, task)[0] for rung in rungs}
+    trusted = options.trust_remote_code
+    students = {
+        rung.name: load_finetuned(rung.folder, task, trust_remote_code=trusted)[0] for rung in rungs
+    }
     reports = {rung.name: CompressionReport.load(rung.folder) for rung in rungs}
     metrics = {name: report["student"].metrics for name, report in reports.items()}
     length = options.report_length or min(r.setting.sequence_length for r in reports.values())

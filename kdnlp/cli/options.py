@@ -58,12 +58,19 @@ class DataOptions:
 
 @dataclass(kw_only=True)
 class ModelOptions:
-    """Which revision of a model on the Hub."""
+    """Which revision of a model on the Hub, and whether its code may run."""
 
     group_title: ClassVar[str] = "model"
 
     revision: str | None = field(
         default=None, metadata={"help": "Branch, tag or commit of the model on the Hub."}
+    )
+    trust_remote_code: bool = field(
+        default=False,
+        metadata={
+            "help": "Run Python code that comes with the models that are named; read it first. "
+            "What is saved carries the code along."
+        },
     )
 
 
@@ -185,7 +192,7 @@ class LadderOptions(TeacherOptions):
     )
 
 
-@dataclass
+@dataclass(repr=False)
 class LadderTrainingArguments(DistillationTrainingArguments):
     """The arguments of every student, with the teacher's outputs computed once for all."""
 

@@ -8,10 +8,13 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, NoReturn, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
+
+from kdnlp.arguments.paths import check_below
+from kdnlp.cli.secrets import hide_tokens, hide_values
 
 SECTIONS = ("finetune", "distill", "theseus")
 """Keys of a configuration file that hold what only one command reads."""
@@ -48,6 +51,8 @@ COMMON_TRAINING_FLAGS = (
 )
 """The flags of `TrainingArguments` that `--help` shows; `--help_all` shows the others too."""
 
+WRITTEN_FOLDERS = ("teacher_cache_dir",)
+"""The flags, beside `output_dir` itself, whose values are written to."""
 
 MOST_CHOICES_SHOWN = 6
 
@@ -63,7 +68,8 @@ def parse_arguments(
 
     `--config FILE` reads flags from a YAML file: a key for every flag, and sections named in
     `SECTIONS` whose keys count for that command only. Flags on the command line win over the
-    file, and a section over the rest of the file.
+    file, and a section over the rest of the file. A file may be another's: what it names to write
+    to must lie below `output_dir`, while the command line may name any folder.
 
     Args:
         dataclass_types: what to fill; every field is a flag.
@@ -97,7 +103,8 @@ def parse_arguments(
     except (ValueError, TypeError) as error:
         parser.error(str(error))
     if unknown:
-        parser.error(_unknown_message(unknown, parser, config))
+        parser.error(_unknown_message(hide_values(unknown), parser, config))
+    parser.check_folders(parsed)
     return tuple(parsed)
 
 
@@ -109,7 +116,23 @@ class _Parser(HfArgumentParser):
 
     def __init__(self, dataclass_types: Sequence[Any], show_all: bool, **kwargs: Any) -> None:
         self.show_all = show_all
+        self.from_file: dict[str, Any] = {}
         super().__init__(dataclass_types, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        """End with status 2 and the message, in which a value may have been a token."""
+        super().error(hide_tokens(message))
+
+    def check_folders(self, parsed: Sequence[Any]) -> None:
+        """Refuse folders that the configuration file, and not the command line, names to write."""
+        values = {k: v for options in parsed for k, v in vars(options).items()}
+        for name in WRITTEN_FOLDERS:
+            given = self.from_file.get(name)
+            if given is not None and values.get(name) == str(given):
+                try:
+                    check_below(values["output_dir"], given, f"{name} in a configuration file")
+                except ValueError as error:
+                    self.error(f"{error} Or name it on the command line: --{name} {given}")
 
     def _add_dataclass_arguments(self, dtype: Any) -> None:
         hints = get_type_hints(dtype)
@@ -153,6 +176,7 @@ class _Parser(HfArgumentParser):
         values.update(own)
         if "config" in values:
             self.error(f"--config: {path} names another file; put its keys here instead")
+        self.from_file = values
         return [part for name, value in values.items() for part in self._flag(str(name), value)]
 
     def _flag(self, name: str, value: Any) -> list[str]:

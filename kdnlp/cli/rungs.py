@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import SchedulerType
 
 from kdnlp.arguments import DistillationTrainingArguments
+from kdnlp.arguments.paths import check_below
 from kdnlp.cli.loss_settings import resolve_losses
 from kdnlp.cli.options import DataOptions, LadderOptions
 from kdnlp.evaluation.report import REPORT_JSON, replace_text
@@ -161,6 +162,7 @@ def _own_arguments(
     own = copy.deepcopy(args)
     own.hub_token = args.hub_token  # a copy is made without it
     own.output_dir = str(Path(str(args.output_dir), f"{depth}-layers"))
+    check_below(str(args.output_dir), own.output_dir, "The student's folder")
     own.resume_from_checkpoint = None
     if args.push_to_hub:
         name = args.hub_model_id or Path(str(args.output_dir)).name

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from kdnlp.arguments import CompressionTrainingArguments
 from kdnlp.cli.options import DataOptions
+from kdnlp.cli.secrets import hide_tokens
 from kdnlp.data.glue import GLUE_TASKS, load_glue_raw
 from kdnlp.data.preparation import build_collator, prepare
 from kdnlp.data.synthetic import SYNTHETIC_TASKS, generate
@@ -130,7 +131,7 @@ def command_line(command: str, argv: Sequence[str]) -> str:
         if not hide and name not in SECRET_FLAGS:
             shown.append(_last_part_of_a_path(part))
         hide = name in SECRET_FLAGS and "=" not in part
-    return shlex.join(["kdnlp", command, *shown])
+    return shlex.join(["kdnlp", command, *map(hide_tokens, shown)])
 
 
 def _last_part_of_a_path(part: str) -> str:

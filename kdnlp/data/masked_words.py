@@ -6,14 +6,10 @@ from dataclasses import dataclass
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from transformers import (
-    AutoModelForMaskedLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from kdnlp.data.collation import resolve_max_length
+from kdnlp.loading import load_model, load_tokenizer
 
 _WORD_STARTS = ("Ġ", "▁")
 """What begins a token that begins a word, in byte-level and SentencePiece vocabularies."""
@@ -169,7 +165,7 @@ def load_masked_lm(
             )
         return model, tokenizer
     name = os.fspath(model)
-    loaded, loading = AutoModelForMaskedLM.from_pretrained(name, output_loading_info=True)
+    loaded, loading = load_model(AutoModelForMaskedLM, name)
     if loading["missing_keys"]:
         raise ValueError(
             f"Expected a masked language model, got {name}, whose weights lack "
@@ -177,7 +173,7 @@ def load_masked_lm(
             "would the words that it chooses. Take the pretrained model, not one that was "
             "fine-tuned on another task."
         )
-    return loaded, tokenizer or AutoTokenizer.from_pretrained(name)
+    return loaded, tokenizer or load_tokenizer(name)
 
 
 def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:

@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 import kdnlp
 from kdnlp.arguments import DistillationTrainingArguments
 from kdnlp.data.task import Task
+from kdnlp.loading import has_own_code
 from kdnlp.trainers.base import CompressionTrainer
 
 SHARED_ARGUMENTS = (
@@ -56,6 +57,7 @@ def describe_run(trainer: CompressionTrainer, task: Task, **more: Any) -> dict[s
         "seed": args.seed,
         "selected_on": args.metric_for_best_model if args.load_best_model_at_end else None,
         "task_kind": task.kind,
+        "remote_code": has_own_code(trainer.student),
         "text_columns": list(task.text_columns),
         "label_names": list(task.label_names or ()),
         "max_length": task.max_length,

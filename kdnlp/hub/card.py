@@ -60,6 +60,7 @@ def build_card(
         eval_splits=list(report[name].metrics),
         run=run,
         baseline="baseline" if any(m.name == "baseline" for m in report.models) else None,
+        trust=", trust_remote_code=True" if run.get("remote_code") else "",
         auto_class=KINDS[run["task_kind"]].auto_class,
         labels=run["label_names"],
         inputs=_inputs(run),

@@ -7,16 +7,11 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import (
-    AutoConfig,
-    AutoTokenizer,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from kdnlp.data.preparation import KINDS
 from kdnlp.data.task import Task
+from kdnlp.loading import load_config, load_model, load_tokenizer
 from kdnlp.models.alignment import has_generic_labels, label_names
 from kdnlp.models.ensemble import Average, TeacherEnsemble, Weights
 
@@ -44,20 +39,20 @@ def load_finetuned(
             their order is the model's own, see `in_model_order`.
         **kwargs: for `from_pretrained`, such as `revision`, or those above. The `dtype` is float32
             unless given: in half precision most updates are smaller than the rounding of the
-            weights.
+            weights. Python code that comes with the model runs only with `trust_remote_code=True`.
 
     Returns:
         The model, in eval mode, and the tokenizer.
 
     Raises:
-        ValueError: if it has no trained head for this kind of task, or other labels than the task.
+        ValueError: if it has no trained head for this kind of task, other labels than the task, or
+            needs code of its own that is not trusted.
+        OSError: if its weights are not in safetensors.
     """
     name = _check_folder(os.fspath(name_or_path))
-    config = AutoConfig.from_pretrained(name, **_hub_options(kwargs))
+    config = load_config(name, **kwargs)
     _check_labels(config, task, name)
-    model, loading = _auto_class(task).from_pretrained(
-        name, output_loading_info=True, **{"dtype": torch.float32, **kwargs}
-    )
+    model, loading = load_model(_auto_class(task), name, **{"dtype": torch.float32, **kwargs})
     untrained = sorted({*loading["missing_keys"], *(k[0] for k in loading["mismatched_keys"])})
     if untrained:
         raise ValueError(
@@ -90,7 +85,8 @@ def load_for_finetuning(
     """
     name = _check_folder(os.fspath(name_or_path))
     # A head for another number of labels is replaced; transformers reports what starts fresh.
-    model = _auto_class(task).from_pretrained(
+    model, _ = load_model(
+        _auto_class(task),
         name,
         ignore_mismatched_sizes=True,
         **head_config(task),
@@ -170,7 +166,7 @@ def _matching_tokenizer(
     name: str, model: PreTrainedModel, kwargs: dict[str, Any]
 ) -> PreTrainedTokenizerBase:
     """The tokenizer; without a pad token it pads with end-of-sequence, and the model knows."""
-    tokenizer = AutoTokenizer.from_pretrained(name, **_hub_options(kwargs))
+    tokenizer = load_tokenizer(name, **kwargs)
     if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token
     if model.config.pad_token_id is None:
@@ -213,7 +209,3 @@ def _other_labels(theirs: list[str], task: Task, name: str) -> ValueError:
         f"{len(theirs)}: {', '.join(theirs)}. Its answers mean something else than the task's "
         f"labels. {_NEXT_STEP.format(name=name, task=task.name)}"
     )
-
-
-def _hub_options(kwargs: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in kwargs.items() if k in ("revision", "token", "cache_dir")}

@@ -24,6 +24,7 @@ from kdnlp.trainers.cached import check_rows, use_cache
 from kdnlp.trainers.intermediate import IntermediateOutputs, layers_read
 from kdnlp.trainers.output_dir import check_output_dir, remove_checkpoints
 from kdnlp.trainers.placement import check_precision, check_processes, place_partner
+from kdnlp.trainers.resuming import check_resume_files
 from kdnlp.trainers.sharding import check_strategy, sharded
 from kdnlp.trainers.step import TASK, WeightedLossTrainer
 from kdnlp.trainers.training_data import check_training_data
@@ -233,10 +234,13 @@ class CompressionTrainer(WeightedLossTrainer):
 
         Raises:
             ValueError: if an argument changed since construction is out of range, or
-                `output_dir` holds another run and neither resuming nor overwriting was asked for.
+                `output_dir` holds another run and neither resuming nor overwriting was asked for,
+                or the checkpoint to resume from holds more than numbers.
         """
         self._check_arguments(self.args)
         self.position_limits = check_training_data(self)
+        if resume_from_checkpoint:
+            check_resume_files(resume_from_checkpoint, str(self.args.output_dir))
         if not (resume_from_checkpoint or self._owns_output_dir or self.args.overwrite_output_dir):
             check_output_dir(str(self.args.output_dir))
         overwrites = self.args.overwrite_output_dir and not resume_from_checkpoint

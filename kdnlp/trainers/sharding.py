@@ -53,6 +53,11 @@ def _check_fsdp(trainer: WeightedLossTrainer, plugin: Any) -> None:
             plugin.activation_checkpointing,
             "use gradient_checkpointing=True, which also reaches the predecessor's blocks",
         ),
+        "sharded checkpoints": (
+            "SHARDED" in str(plugin.state_dict_type),
+            "set fsdp_state_dict_type: FULL_STATE_DICT, for torch reads the others by unpickling, "
+            "which runs whatever code is in them",
+        ),
         "model_init": (trainer.model_init is not None, "pass the model itself"),
         "auto_find_batch_size": (
             trainer.args.auto_find_batch_size,

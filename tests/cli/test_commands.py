@@ -1,6 +1,9 @@
 """Each command, from its command line to the files that it leaves behind."""
 
+import contextlib
+import io
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -26,7 +29,7 @@ from kdnlp.trainers.theseus import TheseusTrainer
 TASK = ("--task", "synthetic_sentiment", "--max_train_samples", "64")
 STEPS = ("--max_steps", "3", "--use_cpu", "--disable_tqdm", "true")
 FAST = (*STEPS, "--report_seconds", "0.1")
-FIRST_SECRET, SECOND_SECRET = "hf_FirstSecret", "hf_SecondSecret"
+FIRST_SECRET, SECOND_SECRET, SECRET_OF_THE_SHELL = "hf_FirstSecret", "hf_SecondSecret", "hf_Third"
 
 
 def save_encoder(folder, num_layers=4):
@@ -73,12 +76,35 @@ def theseus(tmp_path_factory, finetuned):
 
 
 @pytest.fixture(scope="module")
-def distilled(tmp_path_factory, finetuned):
+def said():
+    """What the run of `distilled` printed and logged, at the most talkative level."""
+    return io.StringIO()
+
+
+@pytest.fixture(scope="module")
+def distilled(tmp_path_factory, finetuned, said):
     folder = tmp_path_factory.mktemp("distilled")
     settings = ("--no_baseline", "--loss_weights", "task=0.2,logits=0.8", "--num_layers", "1")
     flags = (*settings, f"--hub_token={SECOND_SECRET}", "--report_length", "12")
-    run("distill", "--teacher", finetuned, "--output_dir", folder, *TASK, *FAST, *flags)
+    with recorded(said), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_TOKEN", SECRET_OF_THE_SHELL)
+        run("distill", "--teacher", finetuned, "--output_dir", folder, *TASK, *FAST, *flags)
     return folder
+
+
+@contextlib.contextmanager
+def recorded(text):
+    """Write down standard output and error, and every record of any logger."""
+    handler, libraries = logging.StreamHandler(text), ("", "transformers", "kdnlp")
+    loggers = [(logging.getLogger(name), logging.getLogger(name).level) for name in libraries]
+    with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
+        for logger, _ in loggers:
+            logger.addHandler(handler)
+            logger.setLevel(logging.DEBUG)
+        yield
+        for logger, level in loggers:
+            logger.removeHandler(handler)
+            logger.setLevel(level)
 
 
 @pytest.fixture(autouse=True)
@@ -244,10 +270,14 @@ def test_the_command_in_the_report_can_be_shown_to_anyone(theseus, distilled, fi
     assert "hub_token" not in (theseus / "report.json").read_text()
 
 
-def test_the_token_is_in_no_file_that_goes_to_the_hub(theseus, distilled):
-    for folder, secret in ((theseus, FIRST_SECRET), (distilled, SECOND_SECRET)):
-        for path, content in contents(folder).items():
-            assert secret.encode() not in content, path
+def test_no_token_is_in_any_file_or_said(theseus, distilled, said):
+    secrets = (FIRST_SECRET, SECOND_SECRET, SECRET_OF_THE_SHELL)
+    written = {**contents(theseus), **contents(distilled)}
+    assert any(path.name == "training_args.bin" for path in written)
+    for path, content in written.items():
+        assert not [secret for secret in secrets if secret.encode() in content], path
+    assert "The teacher scores" in said.getvalue()
+    assert not [secret for secret in secrets if secret in said.getvalue()]
 
 
 @pytest.mark.parametrize(
@@ -258,10 +288,19 @@ def test_the_token_is_in_no_file_that_goes_to_the_hub(theseus, distilled):
         (["--seed", "1", "--hub-token=x"], "kdnlp theseus --seed 1"),
         (["--hub-token", "x"], "kdnlp theseus"),
         (["--hub_token=x", "y"], "kdnlp theseus y"),
+        (["--model", "https://me:hf_abc@host/m"], "kdnlp theseus --model 'https://me:***@host/m'"),
     ],
 )
 def test_only_the_secret_is_left_out_of_the_command(argv, expected):
     assert steps.command_line("theseus", argv) == expected
+
+
+def test_a_baseline_that_leads_elsewhere_is_refused_before_any_work(finetuned, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / compress.BASELINE_FOLDER).symlink_to(tmp_path)
+    with pytest.raises(ValueError, match="baseline's folder must lie below output_dir"):
+        run("theseus", "--predecessor", finetuned, "--output_dir", tmp_path / "out", *TASK, *FAST)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_second_run_is_refused_before_any_work_and_touches_nothing(

@@ -15,7 +15,7 @@ from kdnlp.cli import compress, main, steps
 from kdnlp.cli import ladder as ladder_module
 from kdnlp.cli.ladder import parse_depths
 from kdnlp.cli.options import DataOptions, LadderOptions, LadderTrainingArguments
-from kdnlp.cli.rungs import RUNG_JSON, ladder_settings
+from kdnlp.cli.rungs import RUNG_JSON, find_rung, ladder_settings
 from kdnlp.data.synthetic import SYNTHETIC_TASKS, build_config, build_tokenizer, generate
 from kdnlp.evaluation import report as report_module
 from kdnlp.evaluation.report import CompressionReport
@@ -318,6 +318,16 @@ def test_latencies_are_measured_on_the_run_s_device_of_the_teacher_that_was_aske
     assert devices == [torch.device("cpu")] * 2
     assert loads == [(str(teachers[0]), "main"), (str(out / "1-layers"), None)]
     assert CompressionReport.load(out).setting.dtype == "teacher: bfloat16, 1 layer: float32"
+
+
+def test_a_student_s_folder_that_leads_elsewhere_is_refused(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "2-layers").symlink_to(tmp_path)
+    args = LadderTrainingArguments(str(tmp_path / "out"), use_cpu=True, report_to="none")
+    for overwrite in (True, False):
+        args.overwrite_output_dir = overwrite
+        with pytest.raises(ValueError, match="student's folder must lie below output_dir"):
+            find_rung(2, args, {})
 
 
 def test_depths_are_read_in_their_order_and_once():

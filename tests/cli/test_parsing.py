@@ -25,6 +25,7 @@ COMMANDS = {
     "distill": (DistillOptions, DataOptions, DistillationTrainingArguments),
     "theseus": (TheseusOptions, DataOptions, TheseusTrainingArguments),
 }
+CACHE = "--cache_teacher_outputs"
 REQUIRED = {"finetune": "--model", "distill": "--teacher", "theseus": "--predecessor"}
 
 
@@ -262,6 +263,43 @@ def test_a_tag_that_would_run_code_is_refused_and_not_run(parse, tmp_path):
 )
 def test_a_file_that_cannot_be_read_ends_with_a_message_that_names_it(text, message, refused):
     assert message in refused(config=text)
+
+
+@pytest.mark.parametrize(
+    ("flags", "config"),
+    [
+        (["--hub_tokn", "of-another-form"], None),
+        (["--api-token=of-another-form"], None),
+        (["--hubtok", "hf_Secret"], None),
+        ([], "hub_tokn: of-another-form\n"),
+        ([], "hub_token: hf_Secret: {\n"),
+        (["--seed", "hf_Secret"], None),
+    ],
+)
+def test_no_token_is_in_an_error(flags, config, refused):
+    message = refused(*flags, config=config)
+    assert "***" in message
+    assert "Secret" not in message
+    assert "of-another-form" not in message
+
+
+@pytest.mark.parametrize("place", ["{}/elsewhere", "{}/out/../elsewhere", "{}/out/link", "{}/out"])
+def test_a_file_cannot_write_outside_the_output_folder(place, refused, parse, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "link").symlink_to(tmp_path)
+    place = place.format(tmp_path)
+    message = refused(CACHE, config=f"distill: {{teacher_cache_dir: {place}}}", command="distill")
+    assert "teacher_cache_dir in a configuration file must lie below output_dir" in message
+    assert f"on the command line: --teacher_cache_dir {place}" in message
+    flags = (CACHE, "--teacher_cache_dir", place)
+    args = parse(*flags, config="teacher_cache_dir: /x", command="distill")[-1]
+    assert args.teacher_cache_dir == place
+
+
+def test_a_file_may_write_below_the_output_folder(parse, tmp_path):
+    inside = f"{tmp_path}/out/cache"
+    args = parse(CACHE, config=f"teacher_cache_dir: {inside}", command="distill")[-1]
+    assert args.teacher_cache_dir == inside
 
 
 @pytest.mark.parametrize("flag", ["save_strategy", "eval_strategy"])

@@ -111,6 +111,16 @@ def test_further_teachers_are_named_with_what_they_score_together(tmp_path):
     assert said in text
 
 
+def test_a_model_with_code_of_its_own_says_so_where_it_is_loaded(tmp_path):
+    _, report, card = publish("theseus", tmp_path)
+    assert "trust_remote_code" not in card.text
+    assert report.run["remote_code"] is False
+    own = replace(report, run={**report.run, "remote_code": True})
+    text = build_card(own, "successor", "me/x").text
+    assert text.count('("me/x", trust_remote_code=True)') == 2
+    assert "Read it before you let it run." in text
+
+
 @pytest.mark.parametrize("row", ["theseus", "distillation", "finetuning"])
 def test_what_describes_the_run_holds_no_folder_and_no_token(row, tmp_path):
     _, report, _ = publish(row, tmp_path, hub_token="hf_secret")

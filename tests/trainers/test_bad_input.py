@@ -20,6 +20,7 @@ from settings import (
     tiny_dataset,
     tiny_model,
 )
+from torch.distributed.fsdp import StateDictType
 from transformers.trainer_utils import HPSearchBackend
 
 import kdnlp
@@ -300,6 +301,10 @@ def test_deepspeed_is_refused(row, tmp_path, monkeypatch):
         ({"fsdp_version": 1}, ("FSDP version 1", "fsdp_version: 2")),
         ({"cpu_ram_efficient_loading": True}, ("empty on all processes but the first",)),
         ({"activation_checkpointing": True}, ("use gradient_checkpointing=True",)),
+        (
+            {"state_dict_type": StateDictType.SHARDED_STATE_DICT},
+            ("got sharded checkpoints", "FULL_STATE_DICT", "runs whatever code is in them"),
+        ),
     ],
 )
 def test_settings_of_fsdp_that_would_train_wrongly_are_refused(
@@ -309,6 +314,7 @@ def test_settings_of_fsdp_that_would_train_wrongly_are_refused(
         "fsdp_version": 2,
         "cpu_ram_efficient_loading": False,
         "activation_checkpointing": False,
+        "state_dict_type": StateDictType.FULL_STATE_DICT,
     }
     with_strategy(monkeypatch, fsdp=SimpleNamespace(**{**sound, **plugin}))
     partner = predecessor()

@@ -169,7 +169,7 @@ class TeacherCache:
         return np.concatenate([array[start:stop] for start, stop in ranges])
 
     def _map(self, field: Field) -> np.ndarray:
-        array = np.load(array_file(self.folder, field.name), mmap_mode="r")
+        array = np.load(array_file(self.folder, field.name), mmap_mode="r", allow_pickle=False)
         expected = (self.layout.units(field), *field.shape), STORED_TYPES[field.dtype]
         if (array.shape, array.dtype) != expected:
             raise ValueError(f"{field.name} is {array.dtype} {array.shape}")
@@ -181,7 +181,10 @@ def _read_layout(folder: Path) -> Layout:
     if meta["format"] != FORMAT:
         raise ValueError(f"format {meta['format']}")
     fields = tuple(Field(**{**f, "shape": tuple(f["shape"])}) for f in meta["fields"])
-    lengths = {name: np.load(folder / f"lengths.{name}.npy") for name in meta["lengths"]}
+    lengths = {
+        name: np.load(folder / f"lengths.{name}.npy", allow_pickle=False)
+        for name in meta["lengths"]
+    }
     return Layout(fields, lengths, meta["labels"])
 
 

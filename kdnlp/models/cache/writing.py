@@ -91,7 +91,7 @@ class CacheWriter:
         self._files: dict[str, tuple[BinaryIO, int, np.ndarray]] = {}
         for field in layout.fields:
             path = array_file(folder, field.name)
-            start = np.load(path, mmap_mode="r").offset
+            start = np.load(path, mmap_mode="r", allow_pickle=False).offset
             file = self._stack.enter_context(path.open("r+b"))
             self._files[field.name] = file, start, layout.offsets(field)
 
@@ -141,7 +141,7 @@ def _finish(folder: Path, layout: Layout) -> None:
     """Write what makes the folder a cache; last, when all rows are."""
     for name, lengths in layout.lengths.items():
         with _durable(folder / f"lengths.{name}.npy") as file:
-            np.save(file, lengths)
+            np.save(file, lengths, allow_pickle=False)
     meta = {
         "format": FORMAT,
         "labels": layout.labels,

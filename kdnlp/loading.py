@@ -1,0 +1,129 @@
+"""Models, configurations and tokenizers from the Hub or a folder: data is read, no code is run.
+
+Weights come from safetensors alone. Python code that lies beside them runs only where the caller
+says `trust_remote_code=True`. Nothing else in the package calls `from_pretrained`.
+"""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+CONVERT = (
+    'python -c "import torch, safetensors.torch as s; s.save_file({k: v.clone() for k, v in '
+    "torch.load('pytorch_model.bin', map_location='cpu', weights_only=True).items()}, "
+    "'model.safetensors', {'format': 'pt'})\""
+)
+"""What makes safetensors of a pickle, without running what is in it; typed in its folder."""
+
+_LEFT_OUT = "%s has Python code of its own for its %s, left out: transformers' class is used."
+
+_HUB_OPTIONS = ("revision", "token", "cache_dir", "trust_remote_code")
+
+
+def load_config(name: str, **kwargs: Any) -> PretrainedConfig:
+    """The configuration of a model; of `kwargs` it takes what says where it is and what may run.
+
+    Raises:
+        ValueError: if it needs code of its own that is not trusted.
+    """
+    options = _hub_options(kwargs)
+    with _code_explained(name):
+        return AutoConfig.from_pretrained(name, **options)
+
+
+def load_model(auto_class: Any, name: str, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+    """A model from safetensors, and what transformers says of its keys.
+
+    Where transformers has a class for the model, that class is used in place of code that lies
+    beside the weights, and what is saved later does not lead to the code either.
+
+    Raises:
+        ValueError: if it needs code of its own that is not trusted.
+        OSError: if its weights are not in safetensors.
+    """
+    trusted = bool(kwargs.pop("trust_remote_code", False))
+    check_safetensors(name)
+    with _code_explained(name), _pickles_explained(name):
+        model, loading = auto_class.from_pretrained(
+            name,
+            output_loading_info=True,
+            use_safetensors=True,
+            trust_remote_code=trusted,
+            **kwargs,
+        )
+    if has_own_code(model) and trusted:
+        logger.warning("%s runs Python code of its own; what is saved carries it along.", name)
+    elif has_own_code(model):
+        logger.warning(_LEFT_OUT, name, "model")
+        del model.config.auto_map
+    return model, loading
+
+
+def load_tokenizer(name: str, **kwargs: Any) -> PreTrainedTokenizerBase:
+    """A tokenizer; of `kwargs` it takes the same as `load_config`.
+
+    Raises:
+        ValueError: if it needs code of its own that is not trusted.
+    """
+    options = _hub_options(kwargs)
+    with _code_explained(name):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **options)
+    if not options["trust_remote_code"] and tokenizer.init_kwargs.pop("auto_map", None):
+        logger.warning(_LEFT_OUT, name, "tokenizer")
+    return tokenizer
+
+
+def has_own_code(model: Any) -> bool:
+    """Whether a model's configuration names Python code that lies beside its weights."""
+    return bool(getattr(model.config, "auto_map", None))
+
+
+def check_safetensors(folder: str | os.PathLike[str]) -> None:
+    """Raise `OSError` if a folder holds weights, and holds them only as pickles."""
+    place = Path(folder)
+    pickles = sorted(path.name for path in place.glob("pytorch_model*.bin"))
+    if pickles and not any(place.glob("*.safetensors")):
+        raise OSError(_pickled(os.fspath(folder), ", ".join(pickles[:2])))
+
+
+@contextmanager
+def _pickles_explained(name: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if os.path.isdir(name) or "safetensors" not in str(error):
+            raise
+        raise OSError(_pickled(name, "none, and perhaps pickles")) from error
+
+
+def _pickled(name: str, found: str) -> str:
+    return (
+        f"Expected weights of {name} in safetensors, got {found}. A pickle may run any code when "
+        f"it is read. Convert it, in its folder, with what reads tensors alone: {CONVERT}"
+    )
+
+
+@contextmanager
+def _code_explained(name: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise ValueError(
+            f"Expected a model whose code is part of transformers, got {name}, which brings Python "
+            "code of its own. It could do anything on this machine. Read the code; then pass "
+            "trust_remote_code=True, on the command line --trust_remote_code."
+        ) from error
+
+
+def _hub_options(kwargs: dict[str, Any]) -> dict[str, Any]:
+    # Unless told, transformers would ask on the terminal whether to run the code.
+    return {"trust_remote_code": False} | {k: v for k, v in kwargs.items() if k in _HUB_OPTIONS}
