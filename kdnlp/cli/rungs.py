@@ -14,7 +14,8 @@ from transformers.trainer_utils import SchedulerType
 from kdnlp.arguments import DistillationTrainingArguments
 from kdnlp.cli.loss_settings import resolve_losses
 from kdnlp.cli.options import DataOptions, LadderOptions
-from kdnlp.evaluation.report import REPORT_JSON, replace_text
+from kdnlp.evaluation.report import REPORT_JSON
+from kdnlp.files import replace_text
 from kdnlp.models.cache import combine, fingerprint_model, fingerprint_rows
 from kdnlp.trainers.output_dir import check_output_dir, remove_checkpoints
 

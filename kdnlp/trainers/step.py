@@ -19,6 +19,7 @@ from kdnlp.models.capture import LayerOutputs
 from kdnlp.models.heads import UNITS, as_items, count_items, with_some_label
 from kdnlp.models.layers import find_layers
 from kdnlp.trainers.intermediate import IntermediateOutputs
+from kdnlp.trainers.preemption import Preemption
 
 CACHED = TEACHER_OUTPUTS.removeprefix(TEACHER_PREFIX)
 
@@ -41,6 +42,7 @@ class WeightedLossTrainer(Trainer):
         cache: the partner's outputs on disk, where they are read instead of computed.
         cached_layers: how many layers the partner has.
         intermediate: what keeps the layers that the losses read, while a run lasts.
+        preemption: what stops the run, on all processes at once, where one is told to.
     """
 
     args: CompressionTrainingArguments
@@ -53,6 +55,7 @@ class WeightedLossTrainer(Trainer):
     intermediate: IntermediateOutputs | None
     cache: TeacherCache | None
     cached_layers: int
+    preemption: Preemption
     _recorded: dict[str, tuple[torch.Tensor | float, int]]
 
     @property
@@ -68,7 +71,8 @@ class WeightedLossTrainer(Trainer):
         if not samples:
             return samples, torch.zeros(len(UNITS), device=device)
         counts = torch.stack([count_items(split_inputs(b)[0], self.task) for b in samples])
-        totals = self.accelerator.reduce(counts.sum(0).to(device), reduction="sum")
+        shared = self.preemption.beside(counts.sum(0).to(device))
+        totals = self.preemption.agreed(self.accelerator.reduce(shared, reduction="sum"))
         # The backward pass averages over micro-batches and processes whatever they hold.
         return samples, len(samples) * self.args.world_size / totals.clamp(min=1)
 

@@ -7,7 +7,7 @@ import kdnlp
 
 PACKAGE = Path(kdnlp.__file__).parent
 LEVELS = [
-    {"arguments", "checkpoints", "schedules"},
+    {"arguments", "checkpoints", "files", "schedules"},
     {"data"},
     {"models"},
     {"losses"},
