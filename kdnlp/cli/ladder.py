@@ -18,7 +18,14 @@ from kdnlp.cli.loss_settings import resolve_losses
 from kdnlp.cli.options import DataOptions, LadderOptions, LadderTrainingArguments
 from kdnlp.cli.parsing import parse_arguments
 from kdnlp.cli.rungs import Rung, begin_rung, find_rung, finish_rung, ladder_settings
-from kdnlp.cli.steps import command_line, load_task, print_report, set_up_logging, trainer_inputs
+from kdnlp.cli.steps import (
+    command_line,
+    load_task,
+    print_report,
+    set_up_logging,
+    take_output_dir,
+    trainer_inputs,
+)
 from kdnlp.data.task import Task
 from kdnlp.evaluation.evaluate import evaluate_model
 from kdnlp.evaluation.pareto import PARETO_PLOT, pareto_rows, save_pareto
@@ -50,6 +57,7 @@ def main(command: str, argv: Sequence[str]) -> None:
         description=DESCRIPTION,
     )
     set_up_logging(args)
+    take_output_dir(args)
     resolve_losses(options.losses)
     task, rows = load_task(data, args.seed)
     teacher, tokenizer = load_original(options, task)

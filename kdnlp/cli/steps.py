@@ -1,5 +1,6 @@
 """What every training command does before and after it trains."""
 
+import atexit
 import logging
 import os
 import shlex
@@ -22,22 +23,41 @@ from kdnlp.data.task import Task
 from kdnlp.evaluation.metrics import build_compute_metrics
 from kdnlp.evaluation.report import CompressionReport
 from kdnlp.evaluation.tables import report_table
-from kdnlp.trainers.output_dir import check_output_dir
+from kdnlp.trainers.output_dir import (
+    check_output_dir,
+    decided_by_main_process,
+    lock_output_dir,
+)
 
 SECRET_FLAGS = ("--hub_token", "--hub-token")
 
 
 def start(args: CompressionTrainingArguments) -> str | None:
-    """Set up logging, refuse a folder that holds another run, and find where to resume.
+    """Set up logging, take the run's folder, and find where to resume.
 
     Returns:
         The checkpoint to resume from, or `None` to start from the beginning.
+
+    Raises:
+        ValueError: if the folder holds another run or another process uses it, or the checkpoint
+            is damaged.
+        OSError: if nothing can be written to the folder.
     """
     set_up_logging(args)
+    take_output_dir(args)
     checkpoint = args.checkpoint_to_resume()
     if checkpoint is None and not args.overwrite_output_dir:
         check_output_dir(str(args.output_dir))
     return checkpoint
+
+
+def take_output_dir(args: CompressionTrainingArguments) -> None:
+    """Hold the run's folder until the process ends, or refuse it before anything is loaded."""
+
+    def hold() -> None:
+        atexit.register(lock_output_dir(str(args.output_dir)).release)
+
+    decided_by_main_process(hold)
 
 
 def set_up_logging(args: CompressionTrainingArguments) -> None:

@@ -11,6 +11,7 @@ from filelock import BaseFileLock
 from safetensors import SafetensorError
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
+from kdnlp.arguments import CompressionTrainingArguments
 from kdnlp.checkpoints import SETTINGS, TRAINER_STATE, find_checkpoint, recorded_settings
 from kdnlp.files import PARTIAL, model_written_whole, replace_folder
 from kdnlp.trainers.output_dir import (
@@ -21,6 +22,7 @@ from kdnlp.trainers.output_dir import (
     remove_checkpoints,
     remove_unfinished,
     set_aside_damaged,
+    writing_to,
 )
 from kdnlp.trainers.preemption import Preemption, ignore_sigterm
 from kdnlp.trainers.step import WeightedLossTrainer
@@ -37,12 +39,15 @@ class DurableTrainer(WeightedLossTrainer):
 
     method = ""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, args: CompressionTrainingArguments, **kwargs: Any) -> None:
+        if args.should_save:
+            with writing_to(str(args.output_dir)):
+                Path(str(args.output_dir)).mkdir(parents=True, exist_ok=True)
         self.preemption = Preemption()
         self._partial: Path | None = None
         self._owns_output_dir = False
         self._holds_other_run = False
-        super().__init__(*args, **kwargs)
+        super().__init__(args=args, **kwargs)
         self.add_callback(self.preemption)
 
     @contextmanager

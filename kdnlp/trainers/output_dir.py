@@ -3,7 +3,8 @@
 import os
 import shutil
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -32,24 +33,32 @@ def lock_output_dir(output_dir: str) -> BaseFileLock:
         OSError: if nothing can be written there.
     """
     path = Path(output_dir, LOCK)
-    try:
+    with writing_to(output_dir):
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path, is_singleton=True)
-        lock.acquire(timeout=0)
+        try:
+            lock = FileLock(path, is_singleton=True)
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise ValueError(
+                f"output_dir {output_dir} is in use by {path.read_text() or 'another process'}. "
+                "Two runs would replace each other's checkpoints. Wait for it, end it, or choose "
+                "another output_dir."
+            ) from None
         path.write_text(f"process {os.getpid()} on {socket.gethostname()}")
-    except Timeout:
-        raise ValueError(
-            f"output_dir {output_dir} is in use by {path.read_text() or 'another process'}. Two "
-            "runs would replace each other's checkpoints. Wait for it, end it, or choose another "
-            "output_dir."
-        ) from None
+    return lock
+
+
+@contextmanager
+def writing_to(output_dir: str) -> Iterator[None]:
+    """Say of an `OSError` in the block what it means for a run that would write there."""
+    try:
+        yield
     except OSError as error:
         raise OSError(
             f"output_dir {output_dir} cannot be written ({error}). The run would be lost at its "
             "first checkpoint. Choose a folder in which this user may make files, on a disk that "
-            "is not full or read-only."
+            "is neither full nor read-only."
         ) from error
-    return lock
 
 
 def decided_by_main_process(decide: Callable[[], Answer]) -> Answer:
