@@ -128,12 +128,13 @@ class Preemption(TrainerCallback):
     ) -> None:
         """End the run, now that its last step is on the disk."""
         if self.stopping:
-            logger.warning(
-                "Stopped by SIGTERM: step %d is saved in %s. The same command with "
-                "--resume_from_checkpoint last goes on from there.",
-                state.global_step,
-                self.saved,
-            )
+            if state.is_world_process_zero:
+                logger.warning(
+                    "Stopped by SIGTERM: step %d is saved in %s. The same command with "
+                    "--resume_from_checkpoint last goes on from there.",
+                    state.global_step,
+                    self.saved,
+                )
             raise Preempted(self.saved)
 
 

@@ -5,7 +5,6 @@ import fcntl
 import os
 import shutil
 import signal
-import subprocess
 import threading
 from pathlib import Path
 
@@ -172,23 +171,6 @@ def test_a_folder_in_which_another_process_trains_is_refused_and_free_when_that_
     trainer.train()
     with open(tmp_path / "_run.lock") as free:
         fcntl.flock(free, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-@pytest.fixture
-def mounted(tmp_path):
-    """Makes a folder of a given size, which can become read-only."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-
-    def mount(options):
-        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
-        done = subprocess.run(command, capture_output=True, check=False)
-        if done.returncode:
-            pytest.skip(f"may not mount a disk here: {done.stderr.decode().strip()}")
-        return folder
-
-    yield mount
-    subprocess.run(["umount", "-l", str(folder)], capture_output=True, check=False)
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_the_first_step(tmp_path, mounted):
