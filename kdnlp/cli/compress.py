@@ -25,7 +25,14 @@ from kdnlp.cli.options import (
     TheseusOptions,
 )
 from kdnlp.cli.parsing import parse_arguments
-from kdnlp.cli.steps import command_line, load_task, print_report, start, trainer_inputs
+from kdnlp.cli.steps import (
+    command_line,
+    lets_go,
+    load_task,
+    print_report,
+    start,
+    trainer_inputs,
+)
 from kdnlp.data.task import Task
 from kdnlp.evaluation.evaluate import evaluate_model
 from kdnlp.evaluation.report import Metrics
@@ -70,6 +77,7 @@ _OUTPUT = (
 )
 
 
+@lets_go
 def main(command: str, argv: Sequence[str]) -> None:
     """Run the command with its arguments."""
     options, data, args = parse_arguments(

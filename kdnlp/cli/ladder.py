@@ -20,6 +20,7 @@ from kdnlp.cli.parsing import parse_arguments
 from kdnlp.cli.rungs import Rung, begin_rung, find_rung, finish_rung, ladder_settings
 from kdnlp.cli.steps import (
     command_line,
+    lets_go,
     load_task,
     print_report,
     set_up_logging,
@@ -47,6 +48,7 @@ DESCRIPTION = (
 )
 
 
+@lets_go
 def main(command: str, argv: Sequence[str]) -> None:
     """Run the command with its arguments."""
     options, data, args = parse_arguments(

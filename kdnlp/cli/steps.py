@@ -1,11 +1,12 @@
 """What every training command does before and after it trains."""
 
-import atexit
 import logging
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,11 @@ from kdnlp.evaluation.tables import report_table
 from kdnlp.trainers.output_dir import (
     check_output_dir,
     decided_by_main_process,
-    lock_output_dir,
+    output_dir_held,
 )
+
+_held = ExitStack()
+"""What the command that runs has taken."""
 
 SECRET_FLAGS = ("--hub_token", "--hub-token")
 
@@ -52,12 +56,19 @@ def start(args: CompressionTrainingArguments) -> str | None:
 
 
 def take_output_dir(args: CompressionTrainingArguments) -> None:
-    """Hold the run's folder until the process ends, or refuse it before anything is loaded."""
+    """Hold the run's folder until the command ends, or refuse it before anything is loaded."""
+    decided_by_main_process(lambda: _held.enter_context(output_dir_held(str(args.output_dir))))
 
-    def hold() -> None:
-        atexit.register(lock_output_dir(str(args.output_dir)).release)
 
-    decided_by_main_process(hold)
+def lets_go(main: Callable[[str, Sequence[str]], None]) -> Callable[[str, Sequence[str]], None]:
+    """A command that lets go of the folder that it took, however it ends."""
+
+    @wraps(main)
+    def command(name: str, argv: Sequence[str]) -> None:
+        with _held:
+            main(name, argv)
+
+    return command
 
 
 def set_up_logging(args: CompressionTrainingArguments) -> None:

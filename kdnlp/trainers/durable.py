@@ -2,12 +2,11 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from filelock import BaseFileLock
 from safetensors import SafetensorError
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
@@ -18,7 +17,7 @@ from kdnlp.trainers.output_dir import (
     check_output_dir,
     check_space,
     decided_by_main_process,
-    lock_output_dir,
+    output_dir_held,
     remove_checkpoints,
     remove_unfinished,
     set_aside_damaged,
@@ -60,23 +59,19 @@ class DurableTrainer(WeightedLossTrainer):
         Yields:
             The checkpoint to resume from, which is whole.
         """
-        locks: list[BaseFileLock] = []
-        try:
-            checkpoint = decided_by_main_process(partial(self._claim, wish, locks))
+        with ExitStack() as held:
+            checkpoint = decided_by_main_process(partial(self._claim, wish, held))
             overwrites = self.args.overwrite_output_dir and checkpoint is None
             self._holds_other_run = overwrites and not self._owns_output_dir
             self._owns_output_dir = True
             if checkpoint is not None:
                 self._warn_of_changes(recorded_settings(Path(checkpoint)))
             yield checkpoint
-        finally:
-            for lock in locks:
-                lock.release()
 
-    def _claim(self, wish: str | bool | None, locks: list[BaseFileLock]) -> str | None:
+    def _claim(self, wish: str | bool | None, held: ExitStack) -> str | None:
         """Lock the folder, and refuse whatever would stop the run, or lose it, later."""
         args, folder = self.args, str(self.args.output_dir)
-        locks.append(lock_output_dir(folder))
+        held.enter_context(output_dir_held(folder))
         checkpoint = find_checkpoint(str(wish) if wish else None, folder)
         if wish is True and checkpoint is None:
             raise ValueError(f"resume_from_checkpoint=True, and {folder} has no whole checkpoint.")

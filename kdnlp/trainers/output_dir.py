@@ -4,13 +4,13 @@ import os
 import shutil
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar, cast
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from filelock import BaseFileLock, FileLock, Timeout
+from filelock import FileLock, Timeout
 
 from kdnlp.checkpoints import find_damage, list_checkpoints
 from kdnlp.files import PARTIAL
@@ -23,16 +23,18 @@ LOCK = "_run.lock"
 Answer = TypeVar("Answer")
 
 
-def lock_output_dir(output_dir: str) -> BaseFileLock:
-    """Make the folder and hold it until the lock is released, or this process ends.
+@contextmanager
+def output_dir_held(output_dir: str) -> Iterator[None]:
+    """Make the folder, and let no other process hold it while the block runs.
 
-    A process may hold it several times.
+    A process may hold it several times. A folder in which nothing was written is gone afterwards.
 
     Raises:
         ValueError: if another process holds it.
         OSError: if nothing can be written there.
     """
     path = Path(output_dir, LOCK)
+    is_new = not path.parent.exists()
     with writing_to(output_dir):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -45,7 +47,15 @@ def lock_output_dir(output_dir: str) -> BaseFileLock:
                 "another output_dir."
             ) from None
         path.write_text(f"process {os.getpid()} on {socket.gethostname()}")
-    return lock
+    try:
+        yield
+    finally:
+        if lock.lock_counter == 1:
+            path.unlink(missing_ok=True)
+        lock.release()
+        if is_new:
+            with suppress(OSError):
+                path.parent.rmdir()
 
 
 @contextmanager

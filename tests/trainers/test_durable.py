@@ -5,6 +5,7 @@ import fcntl
 import os
 import shutil
 import signal
+import socket
 import threading
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from settings import NO_DROPOUT, TRAINER_ROWS, build_trainer, tiny_model
 from transformers import TrainerCallback
 
 from kdnlp.checkpoints import find_damage, list_checkpoints
+from kdnlp.trainers.output_dir import output_dir_held
 from kdnlp.trainers.preemption import Preempted
 
 FINETUNING = TRAINER_ROWS["finetuning"]
@@ -142,7 +144,7 @@ def test_last_whole_goes_on_before_a_damaged_checkpoint_and_sets_it_aside(tmp_pa
     assert same_weights(resumed, undisturbed)
     assert steps(tmp_path) == [6, 4, 2]
     assert not any(map(find_damage, list_checkpoints(tmp_path)))
-    assert find_damage(tmp_path / "_damaged-checkpoint-6")
+    assert (tmp_path / "_damaged-checkpoint-6" / "optimizer.pt").read_bytes() == b"half"
 
 
 def test_a_resumed_run_says_what_was_set_up_otherwise(tmp_path, caplog):
@@ -169,8 +171,7 @@ def test_a_folder_in_which_another_process_trains_is_refused_and_free_when_that_
         with pytest.raises(ValueError, match="in use by process 7 on a node"):
             trainer.train()
     trainer.train()
-    with open(tmp_path / "_run.lock") as free:
-        fcntl.flock(free, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert not (tmp_path / "_run.lock").exists()
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_the_first_step(tmp_path, mounted):
@@ -201,11 +202,29 @@ def test_a_disk_that_fills_up_leaves_the_checkpoints_before_and_nothing_half_wri
     with pytest.raises(OSError, match=r"checkpoint-4 could not be written .*before are whole"):
         trainer.train()
     assert find_damage(folder / "checkpoint-2") == ""
-    assert {path.name for path in folder.iterdir()} == {"_run.lock", "ballast", "checkpoint-2"}
+    assert {path.name for path in folder.iterdir()} == {"ballast", "checkpoint-2"}
     (folder / "ballast").unlink()
     resumed = build(folder, **SAVED)
     resumed.train(resume_from_checkpoint="last")
     assert steps(folder) == [6, 4, 2]
+
+
+def test_a_run_holds_its_folder_while_it_trains_and_within_a_command_that_does(tmp_path):
+    held = []
+
+    class Look(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            with open(tmp_path / "run" / "_run.lock") as lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    held.append(lock.read())
+
+    with output_dir_held(str(tmp_path / "run")):
+        build(tmp_path / "run", callbacks=[Look()], max_steps=1).train()
+        assert held == [f"process {os.getpid()} on {socket.gethostname()}"]
+        assert (tmp_path / "run" / "_run.lock").exists()
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.fixture(scope="module")
