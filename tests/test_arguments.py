@@ -425,6 +425,14 @@ def test_a_run_killed_before_its_first_checkpoint_starts_from_the_beginning(fold
     assert args.checkpoint_to_resume() is None
 
 
+@pytest.mark.parametrize(
+    ("wish", "parts"), [("last", "last"), ("LAST_whole", "last_whole"), ("a/checkpoint-3", "last")]
+)
+def test_the_parts_of_a_run_pass_over_damaged_checkpoints_where_it_may(wish, parts, tmp_path):
+    args = build(CompressionTrainingArguments, tmp_path, resume_from_checkpoint=wish)
+    assert args.newest_checkpoint_wish() == parts
+
+
 @pytest.mark.parametrize("wish", [None, "false", "False"])
 def test_a_run_that_was_not_asked_to_resume_does_not(wish, killed_run):
     args = build(CompressionTrainingArguments, killed_run, resume_from_checkpoint=wish)

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from transformers import TrainingArguments
 
-from kdnlp.checkpoints import find_checkpoint
+from kdnlp.checkpoints import LAST_WHOLE, find_checkpoint
 
 
 @dataclass
@@ -84,6 +84,10 @@ class CompressionTrainingArguments(TrainingArguments):
         own = {"output_dir": output_dir, "overwrite_output_dir": True}
         never_pushed = {"push_to_hub": False, "hub_model_id": None}
         return CompressionTrainingArguments(**{**values, **own, **never_pushed})
+
+    def newest_checkpoint_wish(self) -> str:
+        """How a part of this run, in a folder of its own, asks for its newest checkpoint."""
+        return LAST_WHOLE if str(self.resume_from_checkpoint).lower() == LAST_WHOLE else "last"
 
     def checkpoint_to_resume(self) -> str | None:
         """The checkpoint that `resume_from_checkpoint` asks for, for `train()`.

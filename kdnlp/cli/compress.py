@@ -15,7 +15,6 @@ from kdnlp.arguments import (
     DistillationTrainingArguments,
     TheseusTrainingArguments,
 )
-from kdnlp.checkpoints import LAST_WHOLE
 from kdnlp.cli.loss_settings import resolve_losses
 from kdnlp.cli.options import (
     CompressionOptions,
@@ -250,8 +249,7 @@ def finetune_baseline(
     It goes on from its own newest checkpoint if the run itself was resumed.
     """
     own = args.for_baseline(str(Path(str(args.output_dir), BASELINE_FOLDER)))
-    asked = str(args.resume_from_checkpoint).lower()
-    own.resume_from_checkpoint = (asked if asked == LAST_WHOLE else "last") if resumed else None
+    own.resume_from_checkpoint = args.newest_checkpoint_wish() if resumed else None
     trainer = CompressionTrainer(initial, own, **inputs)
     logger.info("Fine-tuning the baseline: the same initial model with the same budget.")
     trainer.train(resume_from_checkpoint=own.checkpoint_to_resume())

@@ -86,7 +86,7 @@ def find_rung(depth: int, args: DistillationTrainingArguments, settings: dict[st
     _check_settings(folder, state["settings"], settings)
     if state["done"] and (folder / REPORT_JSON).is_file():
         return Rung(depth, own, None, done=True)
-    own.resume_from_checkpoint = "last"
+    own.resume_from_checkpoint = args.newest_checkpoint_wish()
     checkpoint = own.checkpoint_to_resume()
     # What was killed before its first checkpoint, or keeps none, may have left a model already.
     own.overwrite_output_dir = checkpoint is None

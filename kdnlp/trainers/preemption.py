@@ -20,7 +20,8 @@ class Preempted(SystemExit):
     """Training was told to stop by SIGTERM, and has saved a checkpoint of the step that it ended.
 
     Left alone it ends the process with status 143; no `except Exception` takes it for a failure
-    of one trial and goes on.
+    of one trial and goes on. A launcher has a status of its own: that of `accelerate launch` is 1,
+    and it kills its processes 30 seconds after it passed the signal on.
 
     Attributes:
         checkpoint: the folder to resume from.
