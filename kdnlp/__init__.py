@@ -69,6 +69,7 @@ _HOMES = {
     "TotalVariationLoss": "losses",
     "CompressionTrainer": "trainers.base",
     "DistillationTrainer": "trainers.distillation",
+    "Preempted": "trainers.preemption",
     "TheseusTrainer": "trainers.theseus",
     "find_answers": "evaluation.answers",
     "build_compute_metrics": "evaluation.metrics",
@@ -150,6 +151,7 @@ if TYPE_CHECKING:
     from kdnlp.schedules import SCHEDULES, build_schedule
     from kdnlp.trainers.base import CompressionTrainer
     from kdnlp.trainers.distillation import DistillationTrainer
+    from kdnlp.trainers.preemption import Preempted
     from kdnlp.trainers.theseus import TheseusTrainer
 
 

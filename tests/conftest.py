@@ -2,6 +2,7 @@
 
 import gc
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -19,3 +20,20 @@ def _what_is_imported_stays():
     """Keep the garbage collector off the modules: Accelerate collects before every run."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture
+def mounted(tmp_path):
+    """Makes a folder of a given size, which can become read-only."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(options):
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+        done = subprocess.run(command, capture_output=True, check=False)
+        if done.returncode:
+            pytest.skip(f"may not mount a disk here: {done.stderr.decode().strip()}")
+        return folder
+
+    yield mount
+    subprocess.run(["umount", "-l", str(folder)], capture_output=True, check=False)

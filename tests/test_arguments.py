@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 from transformers import HfArgumentParser, TrainingArguments
+from whole_checkpoint import write_checkpoint
 
 from kdnlp.arguments import (
     CompressionTrainingArguments,
@@ -409,8 +410,7 @@ def test_a_baseline_has_the_same_budget_and_is_never_pushed(cls, tmp_path):
 @pytest.fixture
 def killed_run(tmp_path):
     for step in (2, 10, 9):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").touch()
+        write_checkpoint(tmp_path / f"checkpoint-{step}")
     return tmp_path
 
 
@@ -433,10 +433,36 @@ def test_a_run_killed_before_its_first_checkpoint_starts_from_the_beginning(fold
     assert args.checkpoint_to_resume() is None
 
 
+@pytest.mark.parametrize(
+    ("wish", "parts"), [("last", "last"), ("LAST_whole", "last_whole"), ("a/checkpoint-3", "last")]
+)
+def test_the_parts_of_a_run_pass_over_damaged_checkpoints_where_it_may(wish, parts, tmp_path):
+    args = build(CompressionTrainingArguments, tmp_path, resume_from_checkpoint=wish)
+    assert args.newest_checkpoint_wish() == parts
+
+
 @pytest.mark.parametrize("wish", [None, "false", "False"])
 def test_a_run_that_was_not_asked_to_resume_does_not(wish, killed_run):
     args = build(CompressionTrainingArguments, killed_run, resume_from_checkpoint=wish)
     assert args.checkpoint_to_resume() is None
+
+
+@pytest.mark.parametrize("wish", ["last", "last_whole", "somewhere"])
+def test_a_run_whose_checkpoints_cannot_be_resumed_is_not_started_to_be_resumed(wish, tmp_path):
+    """Adam's moments would start again at zero, and nothing would say so."""
+    with pytest.raises(ValueError, match="save_only_model=True writes checkpoints without"):
+        build(
+            CompressionTrainingArguments,
+            tmp_path,
+            save_only_model=True,
+            resume_from_checkpoint=wish,
+        )
+    build(CompressionTrainingArguments, tmp_path, save_only_model=True)
+
+
+def test_a_checkpoint_in_the_middle_of_a_step_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="saves in the middle of a step"):
+        build(CompressionTrainingArguments, tmp_path, enable_jit_checkpoint=True)
 
 
 def test_a_named_checkpoint_is_taken_even_where_a_newer_one_lies(killed_run):

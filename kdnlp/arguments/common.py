@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from transformers import TrainingArguments
 
-from kdnlp.checkpoints import last_whole_checkpoint
+from kdnlp.checkpoints import LAST_WHOLE, find_checkpoint
 
 
 @dataclass(repr=False)
@@ -27,7 +27,10 @@ class CompressionTrainingArguments(TrainingArguments):
     )
     resume_from_checkpoint: str | None = field(
         default=None,
-        metadata={"help": "A checkpoint's folder, or `last` for the newest one in output_dir."},
+        metadata={
+            "help": "A checkpoint's folder, or `last` for the newest one in output_dir, which is "
+            "refused where it is damaged; `last_whole` takes the newest that is not."
+        },
     )
     logging_nan_inf_filter: bool = field(
         default=False,
@@ -61,6 +64,20 @@ class CompressionTrainingArguments(TrainingArguments):
                 "compiled ones would be compiled anew until the recompile limit stops it. Use "
                 "either, not both."
             )
+        resumes = str(self.resume_from_checkpoint).lower() not in ("none", "false")
+        if self.save_only_model and resumes:
+            raise ValueError(
+                "save_only_model=True writes checkpoints without the optimizer's state, and "
+                f"resume_from_checkpoint={self.resume_from_checkpoint} wants to go on from one: "
+                "the optimizer's moments would start again at zero, and the run end elsewhere. "
+                "Leave save_only_model out, or start anew."
+            )
+        if self.enable_jit_checkpoint:
+            raise ValueError(
+                "enable_jit_checkpoint=True saves in the middle of a step, seconds after SIGTERM "
+                "and on each process by itself; what resumes from there is another run. Leave it "
+                "out: SIGTERM ends a step, saves on all processes and exits, without it."
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the Hub's token: `training_args.bin` is pushed with the model."""
@@ -79,16 +96,14 @@ class CompressionTrainingArguments(TrainingArguments):
         never_pushed = {"push_to_hub": False, "hub_model_id": None, "hub_token": None}
         return CompressionTrainingArguments(**{**values, **own, **never_pushed})
 
+    def newest_checkpoint_wish(self) -> str:
+        """How a part of this run, in a folder of its own, asks for its newest checkpoint."""
+        return LAST_WHOLE if str(self.resume_from_checkpoint).lower() == LAST_WHOLE else "last"
+
     def checkpoint_to_resume(self) -> str | None:
         """The checkpoint that `resume_from_checkpoint` asks for, for `train()`.
 
-        `"last"` and `"true"` ask for the newest whole one in `output_dir`, and for a start from the
-        beginning where there is none: a run that was killed before its first checkpoint. One that
-        was being written when the run was killed is passed over.
+        `None` starts from the beginning, as `"last"` does for a run that was killed before its
+        first checkpoint; see `kdnlp.checkpoints.find_checkpoint`.
         """
-        wish = self.resume_from_checkpoint
-        if wish is None or str(wish).lower() == "false":
-            return None
-        if str(wish).lower() not in ("true", "last"):
-            return str(wish)
-        return last_whole_checkpoint(str(self.output_dir))
+        return find_checkpoint(self.resume_from_checkpoint, str(self.output_dir))

@@ -25,7 +25,14 @@ from kdnlp.cli.options import (
     TheseusOptions,
 )
 from kdnlp.cli.parsing import parse_arguments
-from kdnlp.cli.steps import command_line, load_task, print_report, start, trainer_inputs
+from kdnlp.cli.steps import (
+    command_line,
+    load_task,
+    print_report,
+    releases_output_dir,
+    start,
+    trainer_inputs,
+)
 from kdnlp.data.task import Task
 from kdnlp.evaluation.evaluate import evaluate_model
 from kdnlp.evaluation.report import Metrics
@@ -70,6 +77,7 @@ _OUTPUT = (
 )
 
 
+@releases_output_dir
 def main(command: str, argv: Sequence[str]) -> None:
     """Run the command with its arguments."""
     options, data, args = parse_arguments(
@@ -253,7 +261,7 @@ def finetune_baseline(
     It goes on from its own newest checkpoint if the run itself was resumed.
     """
     own = args.for_baseline(str(baseline_folder(args)))
-    own.resume_from_checkpoint = "last" if resumed else None
+    own.resume_from_checkpoint = args.newest_checkpoint_wish() if resumed else None
     trainer = CompressionTrainer(initial, own, **inputs)
     logger.info("Fine-tuning the baseline: the same initial model with the same budget.")
     trainer.train(resume_from_checkpoint=own.checkpoint_to_resume())

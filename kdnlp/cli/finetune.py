@@ -7,7 +7,14 @@ from transformers import set_seed
 from kdnlp.arguments import CompressionTrainingArguments
 from kdnlp.cli.options import DataOptions, FinetuneOptions
 from kdnlp.cli.parsing import parse_arguments
-from kdnlp.cli.steps import command_line, load_task, print_report, start, trainer_inputs
+from kdnlp.cli.steps import (
+    command_line,
+    load_task,
+    print_report,
+    releases_output_dir,
+    start,
+    trainer_inputs,
+)
 from kdnlp.evaluation.evaluate import evaluate_model
 from kdnlp.hub.publish import publish_results
 from kdnlp.models.pretrained import load_for_finetuning
@@ -19,6 +26,7 @@ DESCRIPTION = (
 )
 
 
+@releases_output_dir
 def main(command: str, argv: Sequence[str]) -> None:
     """Run the command with its arguments."""
     options, data, args = parse_arguments(

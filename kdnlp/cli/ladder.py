@@ -18,7 +18,15 @@ from kdnlp.cli.loss_settings import resolve_losses
 from kdnlp.cli.options import DataOptions, LadderOptions, LadderTrainingArguments
 from kdnlp.cli.parsing import parse_arguments
 from kdnlp.cli.rungs import Rung, begin_rung, find_rung, finish_rung, ladder_settings
-from kdnlp.cli.steps import command_line, load_task, print_report, set_up_logging, trainer_inputs
+from kdnlp.cli.steps import (
+    command_line,
+    load_task,
+    print_report,
+    releases_output_dir,
+    set_up_logging,
+    take_output_dir,
+    trainer_inputs,
+)
 from kdnlp.data.task import Task
 from kdnlp.evaluation.evaluate import evaluate_model
 from kdnlp.evaluation.pareto import PARETO_PLOT, pareto_rows, save_pareto
@@ -40,6 +48,7 @@ DESCRIPTION = (
 )
 
 
+@releases_output_dir
 def main(command: str, argv: Sequence[str]) -> None:
     """Run the command with its arguments."""
     options, data, args = parse_arguments(
@@ -50,6 +59,7 @@ def main(command: str, argv: Sequence[str]) -> None:
         description=DESCRIPTION,
     )
     set_up_logging(args)
+    take_output_dir(args)
     resolve_losses(options.losses)
     task, rows = load_task(data, args.seed)
     teacher, tokenizer = load_original(options, task)

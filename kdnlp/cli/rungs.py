@@ -15,7 +15,8 @@ from kdnlp.arguments import DistillationTrainingArguments
 from kdnlp.arguments.paths import check_below
 from kdnlp.cli.loss_settings import resolve_losses
 from kdnlp.cli.options import DataOptions, LadderOptions
-from kdnlp.evaluation.report import REPORT_JSON, replace_text
+from kdnlp.evaluation.report import REPORT_JSON
+from kdnlp.files import replace_text
 from kdnlp.models.cache import combine, fingerprint_model, fingerprint_rows
 from kdnlp.trainers.output_dir import check_output_dir, remove_checkpoints
 
@@ -86,7 +87,7 @@ def find_rung(depth: int, args: DistillationTrainingArguments, settings: dict[st
     _check_settings(folder, state["settings"], settings)
     if state["done"] and (folder / REPORT_JSON).is_file():
         return Rung(depth, own, None, done=True)
-    own.resume_from_checkpoint = "last"
+    own.resume_from_checkpoint = args.newest_checkpoint_wish()
     checkpoint = own.checkpoint_to_resume()
     # What was killed before its first checkpoint, or keeps none, may have left a model already.
     own.overwrite_output_dir = checkpoint is None

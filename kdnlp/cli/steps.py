@@ -3,8 +3,10 @@
 import logging
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +25,53 @@ from kdnlp.data.task import Task
 from kdnlp.evaluation.metrics import build_compute_metrics
 from kdnlp.evaluation.report import CompressionReport
 from kdnlp.evaluation.tables import report_table
-from kdnlp.trainers.output_dir import check_output_dir
+from kdnlp.trainers.output_dir import (
+    check_output_dir,
+    decided_by_main_process,
+    output_dir_held,
+)
+
+_held = ExitStack()
+"""What the command that runs has taken."""
 
 SECRET_FLAGS = ("--hub_token", "--hub-token")
 
 
 def start(args: CompressionTrainingArguments) -> str | None:
-    """Set up logging, refuse a folder that holds another run, and find where to resume.
+    """Set up logging, take the run's folder, and find where to resume.
 
     Returns:
         The checkpoint to resume from, or `None` to start from the beginning.
+
+    Raises:
+        ValueError: if the folder holds another run or another process uses it, or the checkpoint
+            is damaged.
+        OSError: if nothing can be written to the folder.
     """
     set_up_logging(args)
+    take_output_dir(args)
     checkpoint = args.checkpoint_to_resume()
     if checkpoint is None and not args.overwrite_output_dir:
         check_output_dir(str(args.output_dir))
     return checkpoint
+
+
+def take_output_dir(args: CompressionTrainingArguments) -> None:
+    """Hold the run's folder until the command ends, or refuse it before anything is loaded."""
+    decided_by_main_process(lambda: _held.enter_context(output_dir_held(str(args.output_dir))))
+
+
+def releases_output_dir(
+    main: Callable[[str, Sequence[str]], None],
+) -> Callable[[str, Sequence[str]], None]:
+    """A command that lets go of the folder that it took, however it ends."""
+
+    @wraps(main)
+    def command(name: str, argv: Sequence[str]) -> None:
+        with _held:
+            main(name, argv)
+
+    return command
 
 
 def set_up_logging(args: CompressionTrainingArguments) -> None:

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from kdnlp.evaluation.report import CompressionReport, replace_text
+from kdnlp.evaluation.report import CompressionReport
 from kdnlp.evaluation.run import SHARED_ARGUMENTS
 from kdnlp.evaluation.tables import markdown_table
+from kdnlp.files import replace_text
 
 HEADER = ("task", "model", "blocks", "score, %", "kept, %", "FLOPs", "speed-up", "runs")
 _MADE_BY_THE_RUN = ("successor", "student", "model")

@@ -4,8 +4,9 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from kdnlp.evaluation.report import CompressionReport, ModelAccount, replace_text
+from kdnlp.evaluation.report import CompressionReport, ModelAccount
 from kdnlp.evaluation.tables import markdown_table
+from kdnlp.files import replace_text, written_whole
 
 PARETO_MARKDOWN, PARETO_PLOT = "pareto.md", "pareto.png"
 
@@ -77,9 +78,8 @@ def save_pareto(report: CompressionReport, folder: str | os.PathLike[str]) -> No
     """Write `pareto.md` and `pareto.png` into `folder`, each under its name once it is whole."""
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    plot = target / f"{PARETO_PLOT}.partial"
-    plot_pareto(report, plot)
-    os.replace(plot, target / PARETO_PLOT)
+    with written_whole(target / PARETO_PLOT) as plot:
+        plot_pareto(report, plot)
     lines = [f"# {report.task}: which model to take", ""]
     lines += [*markdown_table(HEADER, pareto_rows(report)), ""]
     lines += [

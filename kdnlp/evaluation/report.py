@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from kdnlp.data.task import Task
+from kdnlp.files import replace_text, written_whole
 from kdnlp.models.layers import find_layers
 from kdnlp.profiling.flops import flops_per_example
 from kdnlp.profiling.latency import LatencyRow, LatencySetting, describe_setting, measure_latency
@@ -191,9 +192,8 @@ class CompressionReport:
 
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
-        plot = target / f"{REPORT_PLOT}.partial"
-        plot_report(self, plot)
-        os.replace(plot, target / REPORT_PLOT)
+        with written_whole(target / REPORT_PLOT) as plot:
+            plot_report(self, plot)
         replace_text(target / REPORT_MARKDOWN, report_markdown(self))
         # NaN is no JSON: readers in other languages would refuse the file.
         text = json.dumps(self.to_dict(), indent=2, allow_nan=False)
@@ -220,13 +220,6 @@ class CompressionReport:
                 f"{path} does not hold a compression report: {error!r}. It may have been written "
                 "by another version; run the command again."
             ) from error
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a file so that it appears under its name once it is whole."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def _account(

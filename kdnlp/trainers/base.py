@@ -14,6 +14,7 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from kdnlp.arguments import CompressionTrainingArguments, DistillationTrainingArguments
 from kdnlp.arguments.values import checkpoints_reentrantly
+from kdnlp.files import replace_text
 from kdnlp.losses import DistillationLoss
 from kdnlp.losses.balance import BALANCERS, GradientNormBalancer
 from kdnlp.models.alignment import input_names
@@ -21,12 +22,11 @@ from kdnlp.models.heads import task_kind
 from kdnlp.models.layers import find_layers
 from kdnlp.models.precision import restore_forward, wrapped_forward
 from kdnlp.trainers.cached import check_rows, use_cache
+from kdnlp.trainers.durable import DurableTrainer
 from kdnlp.trainers.intermediate import IntermediateOutputs, layers_read
-from kdnlp.trainers.output_dir import check_output_dir, remove_checkpoints
 from kdnlp.trainers.placement import check_precision, check_processes, place_partner
-from kdnlp.trainers.resuming import check_resume_files
 from kdnlp.trainers.sharding import check_strategy, sharded
-from kdnlp.trainers.step import TASK, WeightedLossTrainer
+from kdnlp.trainers.step import TASK
 from kdnlp.trainers.training_data import check_training_data
 from kdnlp.trainers.unpadding import Unpadding
 
@@ -51,7 +51,7 @@ REENTRANT = (
 _HALF_PRECISION = {torch.float16, torch.bfloat16}
 
 
-class CompressionTrainer(WeightedLossTrainer):
+class CompressionTrainer(DurableTrainer):
     """A `Trainer` whose loss is a weighted sum of named parts, one of them on the labels.
 
     Without a partner and losses it is plain fine-tuning, with the loss at the scale that the
@@ -96,8 +96,6 @@ class CompressionTrainer(WeightedLossTrainer):
         self.model_card: str | None = None
         self._recorded = {}
         self.balancer = None
-        self._owns_output_dir = False
-        self._holds_other_run = False
         self.unpadding = Unpadding()
         self._prepared: tuple[nn.Module, dict[str, Any]] | None = None
         self._initial_losses: dict[str, dict[str, Any]] = {}
@@ -232,33 +230,42 @@ class CompressionTrainer(WeightedLossTrainer):
     ) -> TrainOutput:
         """Train; see `transformers.Trainer.train`.
 
+        SIGTERM ends the run after the step that it is in, with a checkpoint; where this runs in
+        the main thread.
+
+        Args:
+            resume_from_checkpoint: a checkpoint's folder, or `True`, `"last"` or `"last_whole"`;
+                see `kdnlp.checkpoints.find_checkpoint`.
+            trial: the trial of a hyperparameter search.
+            ignore_keys_for_eval: outputs that evaluations leave out.
+
         Raises:
-            ValueError: if an argument changed since construction is out of range, or
-                `output_dir` holds another run and neither resuming nor overwriting was asked for,
-                or the checkpoint to resume from holds more than numbers.
+            Preempted: after SIGTERM. It is a `SystemExit` with status 143 and names the checkpoint.
+            ValueError: if an argument changed since construction is out of range, `output_dir`
+                holds another run and neither resuming nor overwriting was asked for, another
+                process trains there, the checkpoint is damaged or holds more than numbers, or the
+                rows cannot be learned from.
+            OSError: if nothing can be written to `output_dir`, or the disk is full.
         """
         self._check_arguments(self.args)
         self.position_limits = check_training_data(self)
-        if resume_from_checkpoint:
-            check_resume_files(resume_from_checkpoint, str(self.args.output_dir))
-        if not (resume_from_checkpoint or self._owns_output_dir or self.args.overwrite_output_dir):
-            check_output_dir(str(self.args.output_dir))
-        overwrites = self.args.overwrite_output_dir and not resume_from_checkpoint
-        self._holds_other_run = overwrites and not self._owns_output_dir
-        self._owns_output_dir = True
         self._recorded = {}
-        whole: PreTrainedModel = self.student
-        trains_on: AbstractContextManager[None] = nullcontext()
-        if self.uses_fsdp:
-            self.model = self.model_wrapped = copy.deepcopy(whole)
-            trains_on = sharded(self, whole)
-        with trains_on:
+        with self.owned(resume_from_checkpoint) as checkpoint, self._trained_model():
             try:
                 if self.model_init is None:
                     self.join(self.student)  # type: ignore[unreachable]
-                return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+                with self.preemption.listening(self.args.world_size):
+                    return super().train(checkpoint, trial, ignore_keys_for_eval)
             finally:
                 self.part(self.student)
+
+    def _trained_model(self) -> AbstractContextManager[None]:
+        """The model itself, or under FSDP a copy that is sharded."""
+        if not self.uses_fsdp:
+            return nullcontext()
+        whole: PreTrainedModel = self.student
+        self.model = self.model_wrapped = copy.deepcopy(whole)
+        return sharded(self, whole)
 
     def _hp_search_setup(self, trial: Any) -> None:
         """Check a trial's arguments, and join its model again: they are set after it was built."""
@@ -268,21 +275,10 @@ class CompressionTrainer(WeightedLossTrainer):
             self.part(self.student)
             self.join(self.student)
 
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """Take no step beyond the last one: a run that is resumed at its end is done."""
-        if self._holds_other_run:
-            # Only now: nothing can refuse this run any more.
-            self._holds_other_run = False
-            if self.is_world_process_zero():
-                remove_checkpoints(str(self.args.output_dir))
-            self.accelerator.wait_for_everyone()
-        if self.state.global_step >= self.state.max_steps:
-            self.control.should_training_stop = True
-        else:
-            super()._run_epoch(*args, **kwargs)
-
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Push a plain model or none: checkpoints hold the losses' parameters too."""
+        if self._partial is not None:
+            return  # it is pushed from its place
         if hasattr(self.student, LOSS_MODULE):
             logger.warning("A loss with parameters trains along; the model is pushed at the end.")
         else:
@@ -305,7 +301,7 @@ class CompressionTrainer(WeightedLossTrainer):
             super().create_model_card(*args, **kwargs)
         elif self.is_world_process_zero():
             readme = Path(str(self.args.output_dir), "README.md")
-            readme.write_text(self.model_card, encoding="utf-8")
+            replace_text(readme, self.model_card)
 
     # Checks, some of which subclasses extend.
 

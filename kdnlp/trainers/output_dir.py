@@ -1,22 +1,104 @@
-"""The folder of a run: whose results are in it, and what overwriting them means."""
+"""The folder of a run: who may write there, whose results are in it, what overwriting means."""
 
+import os
 import shutil
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar, cast
 
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from filelock import FileLock, Timeout
+
+from kdnlp.checkpoints import find_damage, list_checkpoints
+from kdnlp.files import PARTIAL
 
 RESULTS = ("model.safetensors", "model.safetensors.index.json", "report.json")
+
+LOCK = "_run.lock"
+"""Held by the main process of a run; the operating system releases it when that dies."""
+
+Answer = TypeVar("Answer")
+
+
+@contextmanager
+def output_dir_held(output_dir: str) -> Iterator[None]:
+    """Make the folder, and let no other process hold it while the block runs.
+
+    A process may hold it several times. A folder in which nothing was written is gone afterwards.
+
+    Raises:
+        ValueError: if another process holds it.
+        OSError: if nothing can be written there.
+    """
+    path = Path(output_dir, LOCK)
+    is_new = not path.parent.exists()
+    with writing_to(output_dir):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = FileLock(path, is_singleton=True)
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise ValueError(
+                f"output_dir {output_dir} is in use by {path.read_text() or 'another process'}. "
+                "Two runs would replace each other's checkpoints. Wait for it, end it, or choose "
+                "another output_dir."
+            ) from None
+        path.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+    try:
+        yield
+    finally:
+        if lock.lock_counter == 1:
+            path.unlink(missing_ok=True)
+        lock.release()
+        if is_new:
+            with suppress(OSError):
+                path.parent.rmdir()
+
+
+@contextmanager
+def writing_to(output_dir: str) -> Iterator[None]:
+    """Say of an `OSError` in the block what it means for a run that would write there."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"output_dir {output_dir} cannot be written ({error}). The run would be lost at its "
+            "first checkpoint. Choose a folder in which this user may make files, on a disk that "
+            "is neither full nor read-only."
+        ) from error
+
+
+def decided_by_main_process(decide: Callable[[], Answer]) -> Answer:
+    """What `decide` returns, or the error that it raises, on the main process: here and everywhere.
+
+    A process that is refused alone would leave the others waiting for it.
+    """
+    state = PartialState()
+    outcome: list[tuple[Answer | None, Exception | None]] = [(None, None)]
+    if state.is_main_process:
+        try:
+            outcome = [(decide(), None)]
+        except (OSError, ValueError) as error:
+            outcome = [(None, error)]
+    if state.num_processes > 1:
+        broadcast_object_list(outcome)
+    answer, refusal = outcome[0]
+    if refusal is not None:
+        raise refusal
+    return cast(Answer, answer)
 
 
 def check_output_dir(output_dir: str) -> None:
     """Raise `ValueError` if `output_dir` already holds the results of a run."""
     folder = Path(output_dir)
     traces = [name for name in RESULTS if (folder / name).exists()]
-    checkpoint = get_last_checkpoint(output_dir) if folder.is_dir() else None
-    if checkpoint is not None:
-        traces.append(Path(checkpoint).name)
+    checkpoints = list_checkpoints(output_dir)
+    traces += [path.name for path in checkpoints[:1]]
     if traces:
-        resume = "" if checkpoint is None else "go on with resume_from_checkpoint, "
+        resume = "go on with resume_from_checkpoint, " if checkpoints else ""
         raise ValueError(
             f"output_dir {output_dir} already holds another run ({', '.join(traces)}). Its results "
             f"would be mixed with this one's. Choose another output_dir, {resume}or pass "
@@ -24,9 +106,39 @@ def check_output_dir(output_dir: str) -> None:
         )
 
 
+def check_space(output_dir: str, needed: int) -> None:
+    """Raise `OSError` if the disk cannot take `needed` bytes, those of the trained model."""
+    free = shutil.disk_usage(output_dir).free
+    if free < needed:
+        raise OSError(
+            f"The trained model takes {needed / 1e6:.1f} MB, and the disk of {output_dir} has "
+            f"{free / 1e6:.1f} MB left. All training would be lost at its end. Make room, or "
+            "choose an output_dir on another disk; a checkpoint takes about three times as much."
+        )
+
+
+def remove_unfinished(output_dir: str) -> None:
+    """Remove what a killed run was writing."""
+    shutil.rmtree(Path(output_dir, PARTIAL), ignore_errors=True)
+
+
+def set_aside_damaged(checkpoint: str) -> None:
+    """Rename damaged checkpoints that are newer than the one that is resumed.
+
+    They would be refused again at the next start, and count as the newest where old ones are
+    removed.
+    """
+    newer = list_checkpoints(Path(checkpoint).parent)
+    if Path(checkpoint) in newer:
+        for path in newer[: newer.index(Path(checkpoint))]:
+            if find_damage(path):
+                target = path.with_name(f"_damaged-{path.name}")
+                shutil.rmtree(target, ignore_errors=True)
+                path.rename(target)
+
+
 def remove_checkpoints(output_dir: str) -> None:
     """Remove a run's checkpoints: to resume from the last would take them, were they further."""
-    for checkpoint in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        number = checkpoint.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
-        if number.isdigit() and checkpoint.is_dir() and not checkpoint.is_symlink():
+    for checkpoint in list_checkpoints(output_dir):
+        if not checkpoint.is_symlink():
             shutil.rmtree(checkpoint)

@@ -6,32 +6,20 @@ from pathlib import Path
 
 from torch.serialization import get_unsafe_globals_in_checkpoint
 from transformers.trainer_pt_utils import safe_globals
-from transformers.trainer_utils import get_last_checkpoint
-
-from kdnlp.loading import check_safetensors
 
 NEVER_READ = ("training_args.bin",)
 """A pickle of the arguments, which transformers writes and neither it nor kdnlp opens."""
 
 
-def check_resume_files(checkpoint: str | os.PathLike[str] | bool, output_dir: str) -> None:
+def check_resume_files(folder: str | os.PathLike[str]) -> None:
     """Raise `ValueError` if a file to resume from would run code, or is no file of torch's.
 
     The stock trainer reads them with `weights_only=True`, which runs none either, but its error
     does not say which file it is, and advises to trust it.
 
     Args:
-        checkpoint: its folder; `True` is the newest in `output_dir`.
-        output_dir: the run's own folder.
-
-    Raises:
-        OSError: if the checkpoint's weights are a pickle.
-        ValueError: as said above.
+        folder: the checkpoint, which is whole; see `kdnlp.checkpoints`.
     """
-    folder = get_last_checkpoint(output_dir) if checkpoint is True else checkpoint
-    if not folder or not os.path.isdir(folder):
-        return  # the stock trainer says that there is none
-    check_safetensors(folder)
     for path in sorted(Path(folder).iterdir()):
         if path.suffix in (".pt", ".pth", ".bin") and path.name not in NEVER_READ:
             _check_file(path)

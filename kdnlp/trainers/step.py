@@ -26,6 +26,7 @@ from kdnlp.models.positions import check_positions
 from kdnlp.trainers.finite import LABELS, FiniteGuard
 from kdnlp.trainers.intermediate import IntermediateOutputs
 from kdnlp.trainers.memory import explained_memory, undone_if_too_large
+from kdnlp.trainers.preemption import Preemption
 
 CACHED = TEACHER_OUTPUTS.removeprefix(TEACHER_PREFIX)
 
@@ -51,6 +52,7 @@ class WeightedLossTrainer(Trainer):
         finite: what notes NaN and infinity, and stops the run.
         position_limits: the most tokens that a batch may have, by column.
         batch_shape: the shapes of the last batch, by column.
+        preemption: what stops the run, on all processes at once, where one is told to.
     """
 
     args: CompressionTrainingArguments
@@ -68,6 +70,7 @@ class WeightedLossTrainer(Trainer):
     batch_shape: Mapping[str, tuple[int, ...]] = MappingProxyType({})
     _num_classes: int | None = None
     _evaluates_badly: torch.Tensor | bool = False
+    preemption: Preemption
     _recorded: dict[str, tuple[torch.Tensor | float, int]]
 
     @property
@@ -86,11 +89,12 @@ class WeightedLossTrainer(Trainer):
         samples = [self._with_sound_labels(batch, i) for i, batch in enumerate(samples)]
         counts = torch.stack([count_items(split_inputs(b)[0], self.task) for b in samples])
         counts = torch.cat([counts.sum(0).to(device), self.finite.flag()])
-        *totals, flags = self.accelerator.reduce(counts, reduction="sum").unbind()
+        shared = self.preemption.beside(counts)
+        totals = self.preemption.agreed(self.accelerator.reduce(shared, reduction="sum"))
         if self.finite.reads_steps:
-            self.finite.heed(flags)
+            self.finite.heed(totals[-1])
         # The backward pass averages over micro-batches and processes whatever they hold.
-        return samples, len(samples) * self.args.world_size / torch.stack(totals).clamp(min=1)
+        return samples, len(samples) * self.args.world_size / totals[:-1].clamp(min=1)
 
     def _with_sound_labels(self, batch: dict[str, Any], micro_batch: int) -> dict[str, Any]:
         """The batch; labels that no output stands for are noted, and do not count in it.

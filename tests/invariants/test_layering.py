@@ -7,7 +7,7 @@ import kdnlp
 
 PACKAGE = Path(kdnlp.__file__).parent
 LEVELS = [
-    {"arguments", "checkpoints", "loading", "schedules"},
+    {"arguments", "checkpoints", "files", "loading", "schedules"},
     {"data"},
     {"models"},
     {"losses"},

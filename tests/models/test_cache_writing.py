@@ -1,6 +1,9 @@
 """What is written of a teacher's outputs, under which name, and what is refused before."""
 
 import math
+import os
+import shutil
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -196,6 +199,36 @@ def test_a_damaged_cache_is_never_read_and_is_written_anew(name, damage, tmp_pat
     assert write_cache(token_sums, tmp_path).folder == folder
     assert contents(folder) == before
     assert "damaged; writing it anew" in caplog.text
+
+
+@pytest.mark.parametrize("cut", [Path.unlink, lambda path: os.truncate(path, 200)])
+def test_a_file_that_is_cut_while_a_run_reads_it_is_an_error_and_no_signal(cut, tmp_path):
+    """Mapped memory beyond the end of a file ends the process without a word."""
+    dataset, collator = ragged_dataset(), PaddingCollator()
+    cache = write_cache(token_sums, tmp_path, dataset, collator=collator)
+    batch = collator([dataset[i] for i in (28, 29)])
+    cache.read([28, 29], batch)
+    cut(cache.folder / "logits.npy")
+    with pytest.raises(OSError, match=r"logits.npy, got \d+: the teacher's outputs were removed"):
+        cache.read([28, 29], batch)
+    written = write_cache(token_sums, tmp_path, dataset, collator=collator)
+    assert written.read([28, 29], batch).keys() == {"logits", "hidden_states"}
+
+
+def test_a_disk_that_fills_up_leaves_no_half_a_cache_and_is_named(mounted):
+    folder, calls = mounted("size=1m"), []
+
+    def predict(batch):
+        calls.append(len(batch["input_ids"]))
+        if len(calls) == 4:
+            (folder / "ballast").write_bytes(bytes(shutil.disk_usage(folder).free))
+        return token_sums(batch)
+
+    with pytest.raises(OSError, match=r"outputs could not be written to .*No space left"):
+        write_cache(predict, folder, batch_size=2)
+    assert {path.suffix for path in folder.iterdir()} == {".lock", ""}
+    (folder / "ballast").unlink()
+    assert len(write_cache(token_sums, folder)) == 30
 
 
 def test_a_teacher_that_fails_halfway_leaves_no_files(tmp_path):

@@ -117,7 +117,7 @@ def test_few_rows_and_a_last_batch_of_one_train_as_they_would_accumulated(name, 
     for batch, accumulation in ((4, 1), (1, 4)):
         trainer = build(
             name, tmp_path / str(batch), tiny_dataset(rows), per_device_train_batch_size=batch,
-            gradient_accumulation_steps=accumulation, max_steps=2,
+            gradient_accumulation_steps=accumulation, max_steps=4,
         )  # fmt: skip
         trainer.train()
         runs.append(trainer)

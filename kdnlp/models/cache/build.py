@@ -2,8 +2,8 @@
 
 import logging
 import os
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -139,12 +139,12 @@ def cache_teacher(
         wait()
         if not target.exists():
             part = np.array_split(np.arange(layout.rows), world_size)[rank]
-            _write(
-                asked, partial_folder(target), layout, part, batch_size, disable_tqdm or rank > 0
-            )
-            wait()
-            if rank == 0:
-                commit(target, layout)
+            quiet = disable_tqdm or rank > 0
+            with _explained(target):
+                _write(asked, partial_folder(target), layout, part, batch_size, quiet)
+                wait()
+                if rank == 0:
+                    commit(target, layout)
         wait()
     return TeacherCache(target)
 
@@ -175,6 +175,18 @@ def _write(
                 flat = encode(pack(tensors[field.name], field, masks), field.dtype)
                 writer.write(field, part, flat)
             bar.update(len(part))
+
+
+@contextmanager
+def _explained(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"The teacher's outputs could not be written to {target} ({error}). What was written "
+            "of them is no cache, and is removed. Make room on that disk, or choose a folder on "
+            "another one."
+        ) from error
 
 
 def _check_size(layout: Layout, limit_gb: float) -> None:

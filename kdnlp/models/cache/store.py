@@ -98,6 +98,8 @@ class TeacherCache:
         try:
             self.layout = _read_layout(self.folder)
             self._arrays = {field.name: self._map(field) for field in self.layout.fields}
+            files = [array_file(self.folder, field.name) for field in self.layout.fields]
+            self._sizes = {file: file.stat().st_size for file in files}
         except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"Expected a teacher cache of format {FORMAT} in {self.folder}, got one that is "
@@ -135,7 +137,9 @@ class TeacherCache:
 
         Raises:
             ValueError: if a row is not in the cache, or has another number of tokens in it.
+            OSError: if a file was removed or cut since the cache was opened.
         """
+        self._check_files()
         masks = batch_masks(batch)
         numbers = np.asarray(rows)
         self.layout.check_rows(numbers, masks)
@@ -159,6 +163,17 @@ class TeacherCache:
         others = {k: v for k, v in outputs.items() if k != INDICES}
         kept = dense_logits(outputs["logits"], outputs[INDICES], self.layout.labels)
         return {**others, "logits": kept}
+
+    def _check_files(self) -> None:
+        """Mapped memory beyond the end of a cut file ends the process by SIGBUS, without a word."""
+        for file, size in self._sizes.items():
+            found = file.stat().st_size if file.is_file() else 0
+            if found < size:
+                raise OSError(
+                    f"Expected {size} bytes in {file}, got {found}: the teacher's outputs were "
+                    "removed or cut while a run read them. The next start writes them anew; go on "
+                    "from the newest checkpoint with resume_from_checkpoint=last."
+                )
 
     def _gather(self, field: Field, rows: np.ndarray) -> np.ndarray:
         array = self._arrays[field.name]
