@@ -20,9 +20,9 @@ from datasets import Dataset
 
 from benchmarks.floors import (
     BERT_BASE,
+    COLLATE,
     SEED,
     BareLoop,
-    COLLATE,
     batches,
     build_teacher,
     glue_lengths,

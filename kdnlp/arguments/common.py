@@ -44,7 +44,8 @@ class CompressionTrainingArguments(TrainingArguments):
         Called at construction and again when training starts, since a hyperparameter search sets
         fields on a finished object.
         """
-        if self.unpadded and (self.torch_compile or getattr(self, "compile_blocks", False)):
+        own = (getattr(self, name, False) for name in ("compile_blocks", "compile_teacher"))
+        if self.unpadded and (self.torch_compile or any(own)):
             raise ValueError(
                 "unpadded=True gives the blocks another number of tokens in every batch, and "
                 "compiled ones would be compiled anew until the recompile limit stops it. Use "

@@ -26,6 +26,7 @@ from kdnlp.trainers.output_dir import check_output_dir, remove_checkpoints
 from kdnlp.trainers.placement import check_processes, place_partner
 from kdnlp.trainers.sharding import check_strategy, sharded
 from kdnlp.trainers.step import TASK, WeightedLossTrainer
+from kdnlp.trainers.teacher_run import TeacherRun
 from kdnlp.trainers.unpadding import Unpadding
 
 logger = logging.getLogger(__name__)
@@ -97,6 +98,7 @@ class CompressionTrainer(WeightedLossTrainer):
         self._owns_output_dir = False
         self._holds_other_run = False
         self.unpadding = Unpadding()
+        self.teacher_run = TeacherRun()
         self._prepared: tuple[nn.Module, dict[str, Any]] | None = None
         self._initial_losses: dict[str, dict[str, Any]] = {}
         self.is_in_train = False  # read by call_model_init, which Trainer's constructor calls
@@ -129,8 +131,9 @@ class CompressionTrainer(WeightedLossTrainer):
         self._in_training_precision(model)
         if self.partner is not None:
             self.partner.eval()
+        self.teacher_run.start(self.args, self.partner)
         self.intermediate = self._keep_layers(model)
-        self.unpadding.start(self.args, self.partner, self.stack)
+        self.unpadding.start(self.args, self.teacher_run.model(self.partner), self.stack)
         if self.cache is None and getattr(self.args, "cache_teacher_outputs", False):
             self._use_cache()
         self.unpadding.start(self.args, model, self.stack)
@@ -162,7 +165,8 @@ class CompressionTrainer(WeightedLossTrainer):
     def _keep_layers(self, model: PreTrainedModel) -> IntermediateOutputs:
         losses = list(self.losses.values())
         if self.cache is None:
-            return IntermediateOutputs(losses, model, self.partner, self.stack)
+            teacher = self.teacher_run.model(self.partner)
+            return IntermediateOutputs(losses, model, teacher, self.stack)
         return IntermediateOutputs(losses, model, None, self.stack, cached=True)
 
     def _use_cache(self) -> None:
@@ -188,6 +192,7 @@ class CompressionTrainer(WeightedLossTrainer):
         if self.intermediate is not None:
             self.intermediate.remove()
             self.intermediate = None
+        self.teacher_run.stop()
         if hasattr(model, LOSS_MODULE):
             delattr(model, LOSS_MODULE)
 
@@ -344,6 +349,7 @@ class CompressionTrainer(WeightedLossTrainer):
             loss.prepare(model.config, self._partner_config, self.task)
         # What cannot be read is refused now, not when training starts.
         self.unpadding.check(self.args, (model, self.partner), self.losses, self.stack)
+        self.teacher_run.check(self.args, self.partner, self.losses)
         self._keep_layers(model).remove()
         if self.cache is not None:
             self._check_cached_layers()

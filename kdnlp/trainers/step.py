@@ -19,6 +19,7 @@ from kdnlp.models.capture import LayerOutputs
 from kdnlp.models.heads import UNITS, as_items, count_items, with_some_label
 from kdnlp.models.layers import find_layers
 from kdnlp.trainers.intermediate import IntermediateOutputs
+from kdnlp.trainers.teacher_run import TeacherRun
 
 CACHED = TEACHER_OUTPUTS.removeprefix(TEACHER_PREFIX)
 
@@ -36,6 +37,7 @@ class WeightedLossTrainer(Trainer):
         balancer: what multiplies their weights from step to step, if anything.
         partner: the frozen model that they compare with, if any.
         partner_inputs: the inputs that its forward names.
+        teacher_run: how it computes, where that is not as the trained model does.
         task: the model's kind of task.
         stack: `"encoder"` or `"decoder"`, for models that have both.
         cache: the partner's outputs on disk, where they are read instead of computed.
@@ -49,6 +51,7 @@ class WeightedLossTrainer(Trainer):
     balancer: LossBalancer | None
     partner: PreTrainedModel | None
     partner_inputs: set[str]
+    teacher_run: TeacherRun
     task: str
     intermediate: IntermediateOutputs | None
     cache: TeacherCache | None
@@ -181,9 +184,12 @@ class WeightedLossTrainer(Trainer):
         if self.task != "seq2seq_lm":  # whose labels are also what the decoder reads
             known = {k: v for k, v in known.items() if k not in self.label_names}
         # Preparing the partner would wrap its forward for good; it is the caller's model.
-        with self.accelerator.autocast():
-            outputs, layers = self._watched().of_teacher(lambda: partner(**known))
-        return {**convert_to_fp32(outputs), **layers}
+        running = self.teacher_run.model(partner)
+        with self.teacher_run.autocast(self.accelerator):
+            outputs, layers = self._watched().of_teacher(lambda: running(**known))
+        outputs = convert_to_fp32(outputs)
+        self.record(self.teacher_run.effect(outputs, lambda: partner(**known), self.accelerator))
+        return {**outputs, **layers}
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
