@@ -25,6 +25,14 @@ class CompressionTrainingArguments(TrainingArguments):
         default=None,
         metadata={"help": "A checkpoint's folder, or `last` for the newest one in output_dir."},
     )
+    train_sampling_strategy: str = field(
+        default="group_by_length",
+        metadata={
+            "help": "How training rows are drawn: batches of rows of like lengths, which hold "
+            "little padding, or random ones.",
+            "choices": ["random", "sequential", "group_by_length", "batch_rebalance"],
+        },
+    )
     unpadded: bool = field(
         default=False,
         metadata={

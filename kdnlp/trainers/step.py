@@ -7,10 +7,11 @@ from typing import Any, cast
 import torch
 from accelerate.utils import convert_to_fp32
 from torch import nn
-from torch.utils.data import SequentialSampler
+from torch.utils.data import RandomSampler, SequentialSampler
 from transformers import PreTrainedModel, Trainer
 
 from kdnlp.arguments import CompressionTrainingArguments, DistillationTrainingArguments
+from kdnlp.data.length_grouping import LengthGroupedSampler, row_lengths
 from kdnlp.losses import DistillationLoss
 from kdnlp.losses.balance import GradientNormBalancer, LossBalancer
 from kdnlp.models.alignment import TEACHER_PREFIX, split_inputs
@@ -56,6 +57,7 @@ class WeightedLossTrainer(Trainer):
     intermediate: IntermediateOutputs | None
     cache: TeacherCache | None
     cached_layers: int
+    _grouped: LengthGroupedSampler | None = None
     _recorded: dict[str, tuple[torch.Tensor | float, int]]
 
     @property
@@ -196,6 +198,21 @@ class WeightedLossTrainer(Trainer):
     ) -> Any:
         """Evaluate on the student's inputs alone."""
         return super().prediction_step(model, split_inputs(inputs)[0], *args, **kwargs)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """Rows of like lengths together, where that is asked for and their lengths are known."""
+        rows: Any = self.train_dataset if train_dataset is None else train_dataset
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(rows)
+        if not hasattr(rows, "__len__"):
+            return None
+        lengths = row_lengths(rows)
+        if lengths is None:
+            return RandomSampler(rows)
+        size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        self._grouped = LengthGroupedSampler(lengths, size * self.args.world_size, seed)
+        return self._grouped
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         """In order, however training rows are drawn: answers are looked up row by row."""
