@@ -7,6 +7,7 @@ trainer, no log, no callbacks, no schedule.
 import argparse
 import copy
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from transformers import (
     DataCollatorWithPadding,
 )
 
+from benchmarks.interleave import now, timed
 from kdnlp.data.synthetic import build_tokenizer
 from kdnlp.models.theseus import draw_replaced
 
@@ -199,3 +201,59 @@ def settings(folder: str | Path, steps: int, batch_size: int, **others: Any) -> 
         "seed": SEED,
         **others,
     }
+
+
+class InferencePass:
+    """A bare pass over rows, the longest first; a call is a batch.
+
+    Attributes:
+        seconds: what its batches took.
+        nested: the same, of those that ran inside of something else that is timed.
+    """
+
+    def __init__(self, model: nn.Module, rows: Dataset, batch_size: int) -> None:
+        self.model, self.rows = model, rows
+        lengths = np.array([len(ids) for ids in rows["input_ids"]])
+        order = np.argsort(-lengths, kind="stable")
+        self.parts = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+        self.logits: list[torch.Tensor] = []
+        self.seconds = self.nested = 0.0
+        self.runs = False
+
+    def __call__(self) -> None:
+        """Run the next batch, if there is one left."""
+        if len(self.logits) == len(self.parts):
+            return
+        start = now()
+        rows = self.rows.select(self.parts[len(self.logits)])
+        batch = COLLATE([{k: v for k, v in row.items() if k != "labels"} for row in rows])
+        with torch.no_grad():
+            self.logits.append(self.model(**batch).logits)
+        self.seconds += float((now() - start)[0])
+
+    def finish(self) -> None:
+        """Run what is left."""
+        while len(self.logits) < len(self.parts):
+            self()
+
+    @contextmanager
+    def beside(self, model: nn.Module) -> Iterator[None]:
+        """Run a batch whenever the model is about to run one for somebody else."""
+
+        def take_turn(*_: Any) -> None:
+            if not self.runs:
+                self.runs = True
+                self.nested += float(timed(self)[0])
+                self.runs = False
+
+        handle = model.register_forward_pre_hook(take_turn)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def logits_of(self, numbers: np.ndarray) -> torch.Tensor:
+        """The logits of some rows, once all are there."""
+        self.finish()
+        order = np.argsort(np.concatenate(self.parts))
+        return torch.cat(self.logits)[order[numbers]]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from datasets import disable_progress_bars
 from transformers import PrinterCallback, Trainer, TrainerCallback
 from transformers.utils import logging
 
@@ -33,21 +34,31 @@ class Beside(TrainerCallback):
     def __init__(self, others: Mapping[str, Callable[[], object]], warmup: int = 2) -> None:
         self.others = others
         self.warmup = warmup
-        self.own: list[np.ndarray] = []
-        self.seconds: dict[str, list[np.ndarray]] = {name: [] for name in others}
+        self._own: list[np.ndarray] = []
+        self._others: dict[str, list[np.ndarray]] = {name: [] for name in others}
+
+    @property
+    def own(self) -> np.ndarray:
+        """The seconds of the trainer's steps, on the wall and of the processors: (steps, 2)."""
+        return np.array(self._own)
+
+    @property
+    def seconds(self) -> dict[str, np.ndarray]:
+        """The same of the others' steps, by name."""
+        return {name: np.array(values) for name, values in self._others.items()}
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Start the clock."""
-        self.before = now()
+        self.begun = self.before = now()
 
     def on_step_end(self, args, state, control, **kwargs):
         """Note the trainer's seconds, and let the others do a step."""
         own = now() - self.before
         others = {name: timed(step) for name, step in self.others.items()}
         if state.global_step > self.warmup:
-            self.own.append(own)
+            self._own.append(own)
             for name, taken in others.items():
-                self.seconds[name].append(taken)
+                self._others[name].append(taken)
         self.before = now()
 
 
@@ -58,19 +69,12 @@ def timed(call: Callable[[], object]) -> np.ndarray:
     return now() - start
 
 
-def train_beside(
-    trainer: Trainer, others: Mapping[str, Callable[[], object]], warmup: int = 2
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Train, with a step of the others after each step.
-
-    Returns:
-        The seconds of the trainer's steps and of each other loop's, shape (steps, 2).
-    """
-    beside = Beside(others, warmup)
+def train_beside(trainer: Trainer, beside: Beside) -> Beside:
+    """Train, with a step of the others after each step."""
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(beside)
     trainer.train()
-    return np.array(beside.own), {name: np.array(s) for name, s in beside.seconds.items()}
+    return beside
 
 
 def in_turns(names: Iterable[str], repeats: int) -> Iterable[str]:
@@ -127,4 +131,5 @@ def set_up() -> None:
     """Quiet, and the same random numbers in every run."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    disable_progress_bars()
     torch.manual_seed(0)

@@ -26,7 +26,15 @@ from benchmarks.floors import (
     settings,
     theseus_loop,
 )
-from benchmarks.interleave import Spread, build_parser, in_turns, report, set_up, train_beside
+from benchmarks.interleave import (
+    Beside,
+    Spread,
+    build_parser,
+    in_turns,
+    report,
+    set_up,
+    train_beside,
+)
 from kdnlp import (
     CompressionTrainer,
     CompressionTrainingArguments,
@@ -50,9 +58,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     for name in in_turns([STOCK, PLAIN, CACHED, THESEUS], options.repeats):
         with tempfile.TemporaryDirectory() as folder:
             trainer, floor = build(name, options, folder)
-            own, others = train_beside(trainer, {name: floor}, options.warmup)
-        added[name] += (1e3 * (own - others[name])[:, 0]).tolist()
-        added[f"{name}, bare step"] += (1e3 * others[name][:, 0]).tolist()
+            beside = train_beside(trainer, Beside({"bare": floor}, options.warmup))
+        bare = beside.seconds["bare"]
+        added[name] += (1e3 * (beside.own - bare)[:, 0]).tolist()
+        added[f"{name}, bare step"] += (1e3 * bare[:, 0]).tolist()
     return {
         name: report(name, Spread.of(values), most=MOST.get(name), unit=" ms")
         for name, values in added.items()

@@ -31,7 +31,15 @@ from benchmarks.floors import (
     teacher_loop,
     theseus_loop,
 )
-from benchmarks.interleave import Spread, build_parser, in_turns, report, set_up, train_beside
+from benchmarks.interleave import (
+    Beside,
+    Spread,
+    build_parser,
+    in_turns,
+    report,
+    set_up,
+    train_beside,
+)
 from kdnlp import (
     DistillationTrainer,
     DistillationTrainingArguments,
@@ -44,6 +52,9 @@ LEAST, MOST_MEMORY = 0.98, 1.05
 RATES = (0.3, 0.5, 1.0)
 TEACHERS = {
     "live teacher": {},
+    "live teacher in bfloat16": {"teacher_precision": "bfloat16"},
+    "live teacher in int8": {"teacher_precision": "int8"},
+    "live teacher compiled": {"compile_teacher": True},
 }
 THESEUS = {
     **{f"Theseus, rate {rate}": {"initial_replacing_rate": rate} for rate in RATES},
@@ -87,8 +98,8 @@ def measure_speeds(options: argparse.Namespace) -> dict[str, list[float]]:
             models, rows = build_models(options), build_rows(options)
             floor = build_floor(name, copy.deepcopy(models), rows, options)
             trainer = build_trainer(name, models, rows, options, folder)
-            own, others = train_beside(trainer, {"floor": floor}, WARMUP)
-        ratios[name] += (others["floor"] / own)[:, 0].tolist()
+            beside = train_beside(trainer, Beside({"floor": floor}, WARMUP))
+        ratios[name] += (beside.seconds["floor"] / beside.own)[:, 0].tolist()
     return {name: ratios[name] for name in names}
 
 

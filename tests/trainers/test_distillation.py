@@ -240,7 +240,7 @@ def test_temperature_and_weights_follow_their_schedules_in_the_loss_of_every_ste
         ours, theirs = student.double().numpy(), teacher.double().numpy()
         task = cross_entropy(ours, batch["labels"].numpy())
         soft = soft_target_loss(ours, theirs, temperature)
-        assert soft > 0.05
+        assert soft > 0.03
         expected.append(task_weight * task + (0.8 - 0.8 * step / 4) * soft)
     assert history(trainer, "loss") == pytest.approx(expected, rel=1e-4)
 
