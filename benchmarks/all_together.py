@@ -15,7 +15,7 @@ import tempfile
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoTokenizer
 
 from benchmarks.floors import (
     BERT_BASE,
@@ -84,12 +84,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def load(options: argparse.Namespace) -> tuple[Dataset, torch.nn.Module]:
     """The first rows of a task, or random ones of such lengths; and the teacher."""
-    if options.model is None:
-        teacher = build_teacher(options)
-    else:
-        teacher = AutoModelForSequenceClassification.from_pretrained(
-            options.model, dtype=torch.float32
-        ).eval()
+    teacher = build_teacher(options)
     if options.glue_dir is None:
         return random_rows(glue_lengths(options.rows), teacher.config.vocab_size), teacher
     if options.model is None:

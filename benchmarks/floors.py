@@ -37,22 +37,28 @@ BERT_BASE = {"teacher_layers": 12, "student_layers": 6, "hidden_size": 768}
 """Sizes of the models, as flags."""
 
 
-def build_teacher(options: argparse.Namespace, vocab_size: int = 30522):
-    """A BERT of those sizes with random weights, in eval mode."""
+def build_teacher(options: argparse.Namespace):
+    """The model that is named, or a BERT of those sizes with random weights; in eval mode."""
+    if getattr(options, "model", None) is not None:
+        return AutoModelForSequenceClassification.from_pretrained(
+            options.model, dtype=torch.float32
+        ).eval()
+    width = options.hidden_size
     config = BertConfig(
-        vocab_size=vocab_size,
-        hidden_size=options.hidden_size,
+        hidden_size=width,
         num_hidden_layers=options.teacher_layers,
-        num_attention_heads=max(1, options.hidden_size // 64),
-        intermediate_size=4 * options.hidden_size,
+        num_attention_heads=width // (64 if width > 384 else 32),  # as BERT, and as MiniLM
+        intermediate_size=4 * width,
     )
     return AutoModelForSequenceClassification.from_config(config).eval()
 
 
-def glue_lengths(number: int, median: float = 22.0, spread: float = 0.57) -> np.ndarray:
-    """Log-normal lengths from 4 to 128 tokens; random batches of 32 are real to 37%, as GLUE's."""
+def glue_lengths(
+    number: int, median: float = 22.0, spread: float = 0.57, longest: int = 128
+) -> np.ndarray:
+    """Log-normal lengths from 4 tokens; random batches of 32 are real to 37%, as GLUE's are."""
     lengths = np.random.default_rng(0).lognormal(np.log(median), spread, number)
-    return np.clip(np.round(lengths), 4, 128).astype(int)
+    return np.clip(np.round(lengths), 4, longest).astype(int)
 
 
 def random_rows(lengths: np.ndarray, vocab_size: int = 30522) -> Dataset:
