@@ -140,6 +140,7 @@ class CompressionTrainer(WeightedLossTrainer):
         trainable = {n: m for n, m in self._loss_modules().items() if list(m.parameters())}
         if trainable:
             model.add_module(LOSS_MODULE, nn.ModuleDict(trainable).to(model.device))
+        self._model_size = model.num_parameters(exclude_embeddings=True)
 
     def create_optimizer(self, model: Any = None) -> Any:
         """The stock optimizer; what balances the losses has a learning rate of its own in it."""
@@ -188,6 +189,7 @@ class CompressionTrainer(WeightedLossTrainer):
         if wrapped_forward(model):
             self._prepared = model, wrapped_forward(model)
         restore_forward(model, {})
+        self._model_size = 0
         self.unpadding.stop()
         if self.intermediate is not None:
             self.intermediate.remove()

@@ -58,6 +58,7 @@ class WeightedLossTrainer(Trainer):
     cache: TeacherCache | None
     cached_layers: int
     _grouped: LengthGroupedSampler | None = None
+    _model_size = 0
     _recorded: dict[str, tuple[torch.Tensor | float, int]]
 
     @property
@@ -229,6 +230,13 @@ class WeightedLossTrainer(Trainer):
             text = {n for n, f in kinds.items() if getattr(f, "dtype", None) in _TEXT}
             teachers = [n for n in columns if n.startswith(TEACHER_PREFIX) and n not in text]
             self._signature_columns = [*(self._signature_columns or []), *teachers]  # type: ignore[assignment]
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """The stock estimate; it counts the model's parameters once a run, not at every step."""
+        tokens = inputs.get(self.student.main_input_name)
+        if tokens is None or not self._model_size:
+            return super().floating_point_ops(inputs)
+        return 6 * tokens.numel() * self._model_size
 
     @property
     def progress(self) -> float:
