@@ -104,7 +104,12 @@ class Spread:
 
 
 def report(
-    name: str, spread: Spread, least: float | None = None, most: float | None = None, unit: str = ""
+    name: str,
+    spread: Spread,
+    least: float | None = None,
+    most: float | None = None,
+    unit: str = "",
+    note: str = "",
 ) -> float:
     """Print a line with the target and whether it is met; returns the median."""
     target = ""
@@ -112,7 +117,7 @@ def report(
         met = (least is None or spread.median >= least) and (most is None or spread.median <= most)
         bound = f">= {least:g}" if least is not None else f"<= {most:g}"
         target = f"  target {bound}{unit}: {'met' if met else 'MISSED'}"
-    print(f"{name:58} {spread.text()}{unit}{target}", flush=True)
+    print(f"{name:58} {spread.text()}{unit}{note}{target}", flush=True)
     return spread.median
 
 

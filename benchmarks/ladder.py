@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> float:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The sizes and repeats."""
-    parser = build_parser(__doc__, 1, rows=192, batch_size=16, epochs=2, **BERT_BASE)
+    parser = build_parser(__doc__, 1, rows=256, batch_size=16, epochs=3, **BERT_BASE)
     parser.add_argument("--depths", default="6,4,3", help="blocks of each student")
     return parser.parse_args(argv)
 
