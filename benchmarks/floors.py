@@ -45,6 +45,7 @@ def build_teacher(options: argparse.Namespace):
         ).eval()
     width = options.hidden_size
     config = BertConfig(
+        vocab_size=getattr(options, "vocab_size", 30522),
         hidden_size=width,
         num_hidden_layers=options.teacher_layers,
         num_attention_heads=width // (64 if width > 384 else 32),  # as BERT, and as MiniLM

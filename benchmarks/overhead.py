@@ -70,8 +70,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The sizes and repeats."""
-    sizes = {"teacher_layers": 4, "student_layers": 2, "hidden_size": 128}
-    return build_parser(__doc__, 10, steps=100, warmup=10, batch_size=8, **sizes).parse_args(argv)
+    # Few words: a step is that of the blocks, and not the optimizer's over the embeddings.
+    sizes = {"teacher_layers": 4, "student_layers": 2, "hidden_size": 128, "vocab_size": 2000}
+    return build_parser(__doc__, 6, steps=100, warmup=10, batch_size=8, **sizes).parse_args(argv)
 
 
 def build(name: str, options: argparse.Namespace, folder: str) -> tuple[Trainer, BareLoop]:
@@ -79,7 +80,7 @@ def build(name: str, options: argparse.Namespace, folder: str) -> tuple[Trainer,
     teacher = build_teacher(options)
     student = build_student(teacher, options.student_layers)
     steps = options.warmup + options.steps
-    rows = random_rows(glue_lengths(steps * options.batch_size))
+    rows = random_rows(glue_lengths(steps * options.batch_size), options.vocab_size)
     args = settings(f"{folder}/run", steps, options.batch_size)
     inputs = {"train_dataset": rows, "data_collator": COLLATE}
     ours, theirs = copy.deepcopy((student, teacher))
