@@ -13,57 +13,25 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import (
-    AutoModelForSequenceClassification,
-    BertConfig,
-    DataCollatorWithPadding,
-    PrinterCallback,
-    TrainerCallback,
-)
-from transformers.utils import logging
 
+from benchmarks.floors import COLLATE, build_teacher, glue_lengths, random_rows
+from benchmarks.interleave import Beside, in_turns, now, set_up, train_beside
 from kdnlp import CompressionTrainer, DistillationTrainer, DistillationTrainingArguments
-from kdnlp.data.synthetic import build_tokenizer
 from kdnlp.models.cache import TeacherCache
 from kdnlp.models.student import build_student
 
 PLAIN, CACHED, LIVE = "plain fine-tuning", "cached teacher", "live teacher"
 
 
-class Clock(TrainerCallback):
-    """When training began, when the first few steps were done, and when all of them."""
-
-    def __init__(self, warmup: int) -> None:
-        self.warmup = warmup
-        self.created = self.begun = time.perf_counter()
-        self.times: list[tuple[float, float]] = []
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        """Note the time: the cache is there."""
-        self.begun = time.perf_counter()
-
-    def on_step_end(self, args, state, control, **kwargs):
-        """Note the time, after what the device still has to do."""
-        if state.global_step in (self.warmup, state.max_steps):
-            if args.device.type != "cpu":
-                torch.accelerator.synchronize(args.device)
-            self.times.append((time.perf_counter(), time.process_time()))
-
-    def seconds(self) -> np.ndarray:
-        """Between the two: on the wall, and of the processor."""
-        return np.subtract(self.times[1], self.times[0])
-
-
 def main(argv: list[str] | None = None) -> dict[str, float]:
     """Print the table; returns the ratios to plain fine-tuning."""
     options = parse(argv)
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    torch.manual_seed(0)
+    set_up()
     teacher = build_teacher(options)
     student = build_student(teacher, options.student_layers)
-    rows = random_rows(options, teacher.config.vocab_size)
-    data = {"train_dataset": rows, "data_collator": DataCollatorWithPadding(build_tokenizer())}
+    number = options.batch_size * (options.warmup + options.steps)
+    rows = random_rows(glue_lengths(number, longest=options.max_length), teacher.config.vocab_size)
+    data = {"train_dataset": rows, "data_collator": COLLATE}
     with tempfile.TemporaryDirectory() as folder:
         builders = {
             PLAIN: lambda args: CompressionTrainer(copy.deepcopy(student), args, **data),
@@ -98,36 +66,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def build_teacher(options: argparse.Namespace):
-    """The model that was named, or one of MiniLM's size with random weights."""
-    if options.model is not None:
-        return AutoModelForSequenceClassification.from_pretrained(
-            options.model, dtype=torch.float32
-        )
-    config = BertConfig(
-        hidden_size=options.hidden_size,
-        num_hidden_layers=options.teacher_layers,
-        num_attention_heads=options.hidden_size // 32,
-        intermediate_size=4 * options.hidden_size,
-    )
-    return AutoModelForSequenceClassification.from_config(config).eval()
-
-
-def random_rows(options: argparse.Namespace, vocab_size: int) -> Dataset:
-    """Rows of a quarter of the longest length and up."""
-    rng = np.random.default_rng(0)
-    number = options.batch_size * (options.warmup + options.steps)
-    lengths = rng.integers(options.max_length // 4, options.max_length + 1, number)
-    ids = [rng.integers(5, vocab_size, length).tolist() for length in lengths]
-    return Dataset.from_dict(
-        {
-            "input_ids": ids,
-            "attention_mask": [[1] * len(row) for row in ids],
-            "labels": rng.integers(0, 2, number).tolist(),
-        }
-    )
-
-
 def measure(builders: dict, options: argparse.Namespace, folder: str) -> tuple[dict, dict, float]:
     """Steps per second of every repeat, and the mean losses, by variant; they take turns.
 
@@ -137,18 +75,12 @@ def measure(builders: dict, options: argparse.Namespace, folder: str) -> tuple[d
     speeds: dict[str, list[np.ndarray]] = {name: [] for name in builders}
     losses: dict[str, float] = {}
     begin: dict[str, float] = {}
-    for repeat in range(options.repeats):
-        shift = repeat % len(builders)
-        names = [*builders][shift:] + [*builders][:shift]
-        for name in names:
-            trainer = builders[name](arguments(options, Path(folder, name, str(repeat))))
-            clock = Clock(options.warmup)
-            trainer.remove_callback(PrinterCallback)
-            trainer.add_callback(clock)
-            trainer.train()
-            speeds[name].append(options.steps / clock.seconds())
-            losses[name] = trainer.state.log_history[-1]["train_loss"]
-            begin.setdefault(name, clock.begun - clock.created)
+    for number, name in enumerate(in_turns(builders, options.repeats)):
+        trainer = builders[name](arguments(options, Path(folder, str(number))))
+        start, beside = now(), train_beside(trainer, Beside({}, options.warmup))
+        speeds[name].append(options.steps / beside.own.sum(0))
+        losses[name] = trainer.state.log_history[-1]["train_loss"]
+        begin.setdefault(name, float((beside.begun - start)[0]))
     return speeds, losses, begin[CACHED]
 
 
@@ -162,6 +94,7 @@ def arguments(options: argparse.Namespace, folder: Path) -> DistillationTraining
         logging_strategy="no",
         save_strategy="no",
         report_to="none",
+        train_sampling_strategy="random",
         disable_tqdm=True,
         dataloader_pin_memory=torch.accelerator.is_available(),
         seed=0,

@@ -4,13 +4,13 @@ PYTHONPATH=. python benchmarks/unpadded.py --repeats 5
 """
 
 import argparse
-import time
 from contextlib import contextmanager
 
 import numpy as np
 import torch
-from transformers import AutoModelForSequenceClassification, BertConfig
 
+from benchmarks.floors import build_teacher, glue_lengths, random_rows
+from benchmarks.interleave import in_turns, timed
 from kdnlp.models.unpadded import Unpadded
 
 PADDED, UNPADDED = "padded", "unpadded"
@@ -22,8 +22,10 @@ def main(argv: list[str] | None = None) -> dict[tuple[str, str], float]:
     """Print the table; returns how many times faster than padded random batches each variant is."""
     options = parse(argv)
     torch.manual_seed(0)
-    model = build_model(options)
-    rows = random_rows(options)
+    model = build_teacher(options)
+    number = options.batches * options.batch_size
+    lengths = glue_lengths(number, options.median_length, options.spread, options.max_length)
+    rows = [np.array(ids) for ids in random_rows(lengths)["input_ids"]]
     order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
     random = make_batches(rows, range(len(rows)), options.batch_size)
     grouped = make_batches(rows, order, options.batch_size)
@@ -44,7 +46,7 @@ def main(argv: list[str] | None = None) -> dict[tuple[str, str], float]:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The sizes and repeats."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--layers", type=int, default=6, dest="teacher_layers")
     parser.add_argument("--hidden_size", type=int, default=384)
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--batches", type=int, default=8, help="timed together, per repeat")
@@ -53,26 +55,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--max_length", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=5)
     return parser.parse_args(argv)
-
-
-def build_model(options: argparse.Namespace):
-    """One of MiniLM's size with random weights, and a BERT's dropout."""
-    config = BertConfig(
-        hidden_size=options.hidden_size,
-        num_hidden_layers=options.layers,
-        num_attention_heads=options.hidden_size // 32,
-        intermediate_size=4 * options.hidden_size,
-    )
-    return AutoModelForSequenceClassification.from_config(config)
-
-
-def random_rows(options: argparse.Namespace) -> list[np.ndarray]:
-    """Rows of log-normal lengths, which random batches of 32 fill to about 37%, as GLUE's do."""
-    rng = np.random.default_rng(0)
-    number = options.batches * options.batch_size
-    lengths = rng.lognormal(np.log(options.median_length), options.spread, number)
-    lengths = np.clip(np.round(lengths), 4, options.max_length).astype(int)
-    return [rng.integers(1000, 30000, length) for length in lengths]
 
 
 def make_batches(rows: list[np.ndarray], order, size: int) -> list[dict[str, torch.Tensor]]:
@@ -116,19 +98,14 @@ def without_padding(model, wanted: bool):
 def measure(model, variants: dict, options: argparse.Namespace) -> dict:
     """Seconds of wall clock and processor of every repeat; the variants take turns."""
     seconds = {(work, name): [] for work in (FORWARD, STEP) for name in variants}
-    for repeat in range(options.repeats + 1):
-        names = [*variants]
-        shift = repeat % len(names)
-        for name in names[shift:] + names[:shift]:
-            batches, unpadded = variants[name]
-            with without_padding(model, unpadded):
-                for work in (FORWARD, STEP):
-                    start = np.array([time.perf_counter(), time.process_time()])
-                    run(model, batches, work)
-                    taken = np.array([time.perf_counter(), time.process_time()]) - start
-                    if repeat:  # the first one warms up
-                        seconds[work, name].append(taken)
-    return {key: np.array(values) for key, values in seconds.items()}
+    for name in in_turns(variants, options.repeats + 1):
+        batches, unpadded = variants[name]
+        with without_padding(model, unpadded):
+            for work in (FORWARD, STEP):
+                taken = timed(lambda batches=batches, work=work: run(model, batches, work))
+                seconds[work, name].append(taken)
+    # The first ones warm up.
+    return {key: np.array(values[1:]) for key, values in seconds.items()}
 
 
 def run(model, batches: list[dict[str, torch.Tensor]], work: str) -> None:

@@ -75,6 +75,7 @@ MODES = {
     ),
     "grouped by length": Mode({"train_sampling_strategy": "group_by_length"}, close=None),
     "unpadded": Mode({"unpadded": True}),
+    "auto_find_batch_size": Mode({"auto_find_batch_size": True}),
     "resume": Mode(shown_by="tests/trainers/test_contract.py"),
 }
 

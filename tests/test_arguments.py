@@ -320,7 +320,9 @@ SET = {
         "final_loss_weights": '{"logits": 2}',
         "loss_weights_schedule": "step",
         "loss_balancing": "uncertainty",
-        "shard_teacher": True,
+        "shard_teacher": False,
+        "teacher_precision": "bfloat16",
+        "compile_teacher": True,
         "cache_teacher_outputs": True,
         "teacher_cache_dir": "teacher",
         "teacher_cache_limit_gb": 2.5,
@@ -328,6 +330,7 @@ SET = {
         "teacher_cache_top_k": 7,
     },
     TheseusTrainingArguments: {
+        "shard_teacher": True,
         "loss_weights": "task=0.25,logits=0.75",
         "replacing_schedule": "anti",
         "initial_replacing_rate": 0.1,

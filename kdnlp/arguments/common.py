@@ -39,6 +39,14 @@ class CompressionTrainingArguments(TrainingArguments):
             "wait for the device in every step to find it. Off: such a loss stops the run."
         },
     )
+    train_sampling_strategy: str = field(
+        default="group_by_length",
+        metadata={
+            "help": "How training rows are drawn: batches of rows of like lengths, which hold "
+            "little padding, or random ones.",
+            "choices": ["random", "sequential", "group_by_length", "batch_rebalance"],
+        },
+    )
     unpadded: bool = field(
         default=False,
         metadata={
@@ -58,7 +66,8 @@ class CompressionTrainingArguments(TrainingArguments):
         Called at construction and again when training starts, since a hyperparameter search sets
         fields on a finished object.
         """
-        if self.unpadded and (self.torch_compile or getattr(self, "compile_blocks", False)):
+        own = (getattr(self, name, False) for name in ("compile_blocks", "compile_teacher"))
+        if self.unpadded and (self.torch_compile or any(own)):
             raise ValueError(
                 "unpadded=True gives the blocks another number of tokens in every batch, and "
                 "compiled ones would be compiled anew until the recompile limit stops it. Use "

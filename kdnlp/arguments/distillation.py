@@ -65,6 +65,22 @@ class DistillationTrainingArguments(CompressionTrainingArguments):
         },
     )
 
+    teacher_precision: Literal["run", "float32", "bfloat16", "int8"] = field(
+        default="run",
+        metadata={
+            "help": "Precision of the teacher's forward pass: the run's own, float32 or bfloat16 "
+            "under autocast, or a copy with linear maps in int8 (on CPUs). What it does to the "
+            "logits of the first batch is logged."
+        },
+    )
+    compile_teacher: bool = field(
+        default=False,
+        metadata={
+            "help": "torch.compile the teacher's blocks, once for batches of all lengths. For "
+            "losses on logits."
+        },
+    )
+
     cache_teacher_outputs: bool = field(
         default=False,
         metadata={
@@ -96,6 +112,7 @@ class DistillationTrainingArguments(CompressionTrainingArguments):
         """Check temperatures, weights and schedules; parse weights given as text."""
         super().check()
         self._check_cache()
+        self._check_teacher_run()
         if self.loss_balancing not in ("none", "uncertainty", "gradient_norm"):
             raise ValueError(
                 "loss_balancing must be one of none, uncertainty, gradient_norm, got "
@@ -139,6 +156,20 @@ class DistillationTrainingArguments(CompressionTrainingArguments):
             raise ValueError(
                 f"{', '.join(idle)} needs cache_teacher_outputs=True, got False. Nothing would be "
                 "written or read there; set it, or leave the other out."
+            )
+
+    def _check_teacher_run(self) -> None:
+        known = ("run", "float32", "bfloat16", "int8")
+        if self.teacher_precision not in known:
+            raise ValueError(
+                f"teacher_precision must be one of {', '.join(known)}, got "
+                f"{self.teacher_precision!r}."
+            )
+        if self.shard_teacher and (self.teacher_precision != "run" or self.compile_teacher):
+            raise ValueError(
+                "shard_teacher=True gathers the teacher's weights block by block, in the run's "
+                f"precision; got teacher_precision={self.teacher_precision}, compile_teacher="
+                f"{self.compile_teacher} beside it. Leave one of the two out."
             )
 
     def temperature_at(self, progress: float) -> float:

@@ -98,6 +98,13 @@ class TheseusTrainingArguments(DistillationTrainingArguments):
                 "skips in many steps: there would be nothing to measure. Use uncertainty, or set "
                 "loss_weights."
             )
+        if self.teacher_precision != "run" or self.compile_teacher:
+            raise ValueError(
+                "teacher_precision and compile_teacher are for a teacher without gradients, got "
+                f"{self.teacher_precision} and {self.compile_teacher}: gradients flow through the "
+                "predecessor's blocks, which run among the successor's. Use bf16=True and "
+                "compile_blocks=True, which are for both."
+            )
         if self.torch_compile:
             raise ValueError(
                 "torch_compile=True compiles the whole model, and every sampled path would be a "

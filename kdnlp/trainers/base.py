@@ -27,6 +27,7 @@ from kdnlp.trainers.intermediate import IntermediateOutputs, layers_read
 from kdnlp.trainers.placement import check_precision, check_processes, place_partner
 from kdnlp.trainers.sharding import check_strategy, sharded
 from kdnlp.trainers.step import TASK
+from kdnlp.trainers.teacher_run import TeacherRun
 from kdnlp.trainers.training_data import check_training_data
 from kdnlp.trainers.unpadding import Unpadding
 
@@ -97,6 +98,7 @@ class CompressionTrainer(DurableTrainer):
         self._recorded = {}
         self.balancer = None
         self.unpadding = Unpadding()
+        self.teacher_run = TeacherRun()
         self._prepared: tuple[nn.Module, dict[str, Any]] | None = None
         self._initial_losses: dict[str, dict[str, Any]] = {}
         self.is_in_train = False  # read by call_model_init, which Trainer's constructor calls
@@ -132,14 +134,16 @@ class CompressionTrainer(DurableTrainer):
         self._in_training_precision(model)
         if self.partner is not None:
             self.partner.eval()
+        self.teacher_run.start(self.args, self.partner)
         self.intermediate = self._keep_layers(model)
-        self.unpadding.start(self.args, self.partner, self.stack)
+        self.unpadding.start(self.args, self.teacher_run.model(self.partner), self.stack)
         if self.cache is None and getattr(self.args, "cache_teacher_outputs", False):
             self._use_cache()
         self.unpadding.start(self.args, model, self.stack)
         trainable = {n: m for n, m in self._loss_modules().items() if list(m.parameters())}
         if trainable:
             model.add_module(LOSS_MODULE, nn.ModuleDict(trainable).to(model.device))
+        self._model_size = model.num_parameters(exclude_embeddings=True)
 
     def create_optimizer(self, model: Any = None) -> Any:
         """The stock optimizer; what balances the losses has a learning rate of its own in it."""
@@ -165,7 +169,8 @@ class CompressionTrainer(DurableTrainer):
     def _keep_layers(self, model: PreTrainedModel) -> IntermediateOutputs:
         losses = list(self.losses.values())
         if self.cache is None:
-            return IntermediateOutputs(losses, model, self.partner, self.stack)
+            teacher = self.teacher_run.model(self.partner)
+            return IntermediateOutputs(losses, model, teacher, self.stack)
         return IntermediateOutputs(losses, model, None, self.stack, cached=True)
 
     def _use_cache(self) -> None:
@@ -187,10 +192,12 @@ class CompressionTrainer(DurableTrainer):
         if wrapped_forward(model):
             self._prepared = model, wrapped_forward(model)
         restore_forward(model, {})
+        self._model_size = 0
         self.unpadding.stop()
         if self.intermediate is not None:
             self.intermediate.remove()
             self.intermediate = None
+        self.teacher_run.stop()
         if hasattr(model, LOSS_MODULE):
             delattr(model, LOSS_MODULE)
 
@@ -349,6 +356,7 @@ class CompressionTrainer(DurableTrainer):
             loss.prepare(model.config, self._partner_config, self.task)
         # What cannot be read is refused now, not when training starts.
         self.unpadding.check(self.args, (model, self.partner), self.losses, self.stack)
+        self.teacher_run.check(self.args, self.partner, self.losses)
         self._keep_layers(model).remove()
         if self.cache is not None:
             self._check_cached_layers()

@@ -125,4 +125,5 @@ def _check_top_k(trainer: WeightedLossTrainer, top_k: int | None) -> None:
 def _precision(trainer: WeightedLossTrainer) -> str:
     """Under autocast the same weights give other numbers, and so do other devices and kernels."""
     unpadded = " unpadded" if trainer.args.unpadded else ""
-    return f"{trainer.accelerator.mixed_precision} {trainer.args.device.type}{unpadded}"
+    run = f"{trainer.accelerator.mixed_precision} {trainer.args.device.type}{unpadded}"
+    return run + trainer.teacher_run.key()

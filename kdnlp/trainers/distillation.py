@@ -96,6 +96,7 @@ class DistillationTrainer(CompressionTrainer):
         free(teacher)
         if self.intermediate is not None:
             self.intermediate.remove()
+        self.teacher_run.stop()
         self.intermediate = self._keep_layers(self.student)
 
     def _check_model(self, model: PreTrainedModel) -> None:

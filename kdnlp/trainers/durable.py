@@ -97,6 +97,9 @@ class DurableTrainer(WeightedLossTrainer):
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
         else:
+            if self._grouped is not None:
+                # Of a resumed run on several processes accelerate does not reach the sampler.
+                self._grouped.set_epoch(kwargs["epoch"])
             super()._run_epoch(*args, **kwargs)
 
     def _settings(self) -> dict[str, Any]:

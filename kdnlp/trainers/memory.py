@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from kdnlp.trainers.step import WeightedLossTrainer
+    from kdnlp.trainers.guarded import GuardedTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def explained_memory(trainer: "WeightedLossTrainer") -> Iterator[None]:
+def explained_memory(trainer: "GuardedTrainer") -> Iterator[None]:
     """Add to an error of memory what would use less; its type stays, and is raised on."""
     try:
         yield
@@ -36,7 +36,7 @@ def explained_memory(trainer: "WeightedLossTrainer") -> Iterator[None]:
 
 
 @contextmanager
-def undone_if_too_large(trainer: "WeightedLossTrainer") -> Iterator[None]:
+def undone_if_too_large(trainer: "GuardedTrainer") -> Iterator[None]:
     """Under `auto_find_batch_size`, take back what an attempt that ran out of memory has trained.
 
     The next attempt begins at step 0, with the weights, the optimizer and the random numbers that
@@ -66,7 +66,7 @@ def undone_if_too_large(trainer: "WeightedLossTrainer") -> Iterator[None]:
         raise
 
 
-def _undo_optimizer(trainer: "WeightedLossTrainer", state: dict[str, Any] | None) -> None:
+def _undo_optimizer(trainer: "GuardedTrainer", state: dict[str, Any] | None) -> None:
     trainer.student.zero_grad()
     if state is None:
         trainer.optimizer = None
@@ -74,7 +74,7 @@ def _undo_optimizer(trainer: "WeightedLossTrainer", state: dict[str, Any] | None
         trainer.optimizer.load_state_dict(state)
 
 
-def _advice(trainer: "WeightedLossTrainer") -> str:
+def _advice(trainer: "GuardedTrainer") -> str:
     args = trainer.args
     shape = trainer.batch_shape.get("input_ids")
     batch = "before its first batch" if shape is None else f"with input_ids of the shape {shape}"

@@ -1,82 +1,59 @@
 """One optimizer step: named losses, weighed and added up at the scale that the arguments say."""
 
-import math
 from collections.abc import Iterator, Mapping
 from functools import partial
-from types import MappingProxyType
-from typing import Any, cast
+from typing import Any
 
 import torch
 from accelerate.utils import convert_to_fp32
 from torch import nn
-from torch.utils.data import SequentialSampler
-from transformers import PreTrainedModel, Trainer
-from transformers.trainer_utils import EvalLoopOutput
+from torch.utils.data import RandomSampler, SequentialSampler
+from transformers import PreTrainedModel
 
-from kdnlp.arguments import CompressionTrainingArguments, DistillationTrainingArguments
-from kdnlp.losses import DistillationLoss
+from kdnlp.arguments import DistillationTrainingArguments
+from kdnlp.data.length_grouping import LengthGroupedSampler, row_lengths
 from kdnlp.losses.balance import GradientNormBalancer, LossBalancer
 from kdnlp.models.alignment import TEACHER_PREFIX, split_inputs
 from kdnlp.models.cache import ROW_COLUMN, TEACHER_OUTPUTS, TeacherCache
 from kdnlp.models.capture import LayerOutputs
 from kdnlp.models.heads import UNITS, as_items, count_items, with_some_label
-from kdnlp.models.label_range import num_classes, sound_labels
 from kdnlp.models.layers import find_layers
-from kdnlp.models.positions import check_positions
-from kdnlp.trainers.finite import LABELS, FiniteGuard
+from kdnlp.trainers.guarded import TASK, GuardedTrainer
 from kdnlp.trainers.intermediate import IntermediateOutputs
-from kdnlp.trainers.memory import explained_memory, undone_if_too_large
 from kdnlp.trainers.preemption import Preemption
+from kdnlp.trainers.teacher_run import TeacherRun
 
 CACHED = TEACHER_OUTPUTS.removeprefix(TEACHER_PREFIX)
 
 _TEXT = ("string", "large_string")
 
-TASK = "task"
-"""The name of the loss on the labels."""
 
-
-class WeightedLossTrainer(Trainer):
+class WeightedLossTrainer(GuardedTrainer):
     """A `Trainer` whose loss is the weighted sum of losses by name; `CompressionTrainer` runs it.
 
     Attributes:
-        losses: the losses by name, beside the one on the labels.
         balancer: what multiplies their weights from step to step, if anything.
         partner: the frozen model that they compare with, if any.
         partner_inputs: the inputs that its forward names.
-        task: the model's kind of task.
+        teacher_run: how it computes, where that is not as the trained model does.
         stack: `"encoder"` or `"decoder"`, for models that have both.
         cache: the partner's outputs on disk, where they are read instead of computed.
         cached_layers: how many layers the partner has.
         intermediate: what keeps the layers that the losses read, while a run lasts.
-        finite: what notes NaN and infinity, and stops the run.
-        position_limits: the most tokens that a batch may have, by column.
-        batch_shape: the shapes of the last batch, by column.
         preemption: what stops the run, on all processes at once, where one is told to.
     """
 
-    args: CompressionTrainingArguments
     stack: str | None = None
-    losses: dict[str, DistillationLoss]
     balancer: LossBalancer | None
     partner: PreTrainedModel | None
     partner_inputs: set[str]
-    task: str
+    teacher_run: TeacherRun
     intermediate: IntermediateOutputs | None
     cache: TeacherCache | None
     cached_layers: int
-    finite: FiniteGuard
-    position_limits: Mapping[str, int] = MappingProxyType({})
-    batch_shape: Mapping[str, tuple[int, ...]] = MappingProxyType({})
-    _num_classes: int | None = None
-    _evaluates_badly: torch.Tensor | bool = False
     preemption: Preemption
-    _recorded: dict[str, tuple[torch.Tensor | float, int]]
-
-    @property
-    def student(self) -> PreTrainedModel:
-        """The model that is trained and saved, without any wrapper."""
-        return cast(PreTrainedModel, self.model)
+    _grouped: LengthGroupedSampler | None = None
+    _model_size = 0
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -86,7 +63,7 @@ class WeightedLossTrainer(Trainer):
         if not samples:
             return samples, torch.zeros(len(UNITS), device=device)
         self.finite.begin_step(self.state.global_step)
-        samples = [self._with_sound_labels(batch, i) for i, batch in enumerate(samples)]
+        samples = [self.with_sound_labels(batch, i) for i, batch in enumerate(samples)]
         counts = torch.stack([count_items(split_inputs(b)[0], self.task) for b in samples])
         counts = torch.cat([counts.sum(0).to(device), self.finite.flag()])
         shared = self.preemption.beside(counts)
@@ -95,19 +72,6 @@ class WeightedLossTrainer(Trainer):
             self.finite.heed(totals[-1])
         # The backward pass averages over micro-batches and processes whatever they hold.
         return samples, len(samples) * self.args.world_size / totals[:-1].clamp(min=1)
-
-    def _with_sound_labels(self, batch: dict[str, Any], micro_batch: int) -> dict[str, Any]:
-        """The batch; labels that no output stands for are noted, and do not count in it.
-
-        They would stop a GPU for good, before it could be asked what has happened. Texts that are
-        too long do so as well, and can be told by their shape.
-        """
-        where = f"Optimizer step {self.state.global_step + 1}, micro-batch {micro_batch + 1}"
-        check_positions(batch, self.position_limits, where)
-        sound, bad = sound_labels(batch, self.task, self._num_classes)
-        if bad is not None:
-            self.finite.watch({LABELS: bad}, micro_batch, batch.get(ROW_COLUMN))
-        return sound
 
     def compute_loss(
         self,
@@ -225,64 +189,33 @@ class WeightedLossTrainer(Trainer):
         if self.task != "seq2seq_lm":  # whose labels are also what the decoder reads
             known = {k: v for k, v in known.items() if k not in self.label_names}
         # Preparing the partner would wrap its forward for good; it is the caller's model.
-        with self.accelerator.autocast():
-            outputs, layers = self._watched().of_teacher(lambda: partner(**known))
-        return {**convert_to_fp32(outputs), **layers}
-
-    # What was not finite stops the run before it is evaluated or saved.
-
-    def create_accelerator_and_postprocess(self) -> None:
-        """Guard the run from the moment on that it knows its device."""
-        super().create_accelerator_and_postprocess()
-        self.finite = FiniteGuard(self.accelerator, [TASK, *self.losses])
-
-    def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
-        """Forget what another run has noted, or this one with batches that were too large."""
-        self._recorded = {}
-        self.finite.begin_run()
-        self._num_classes = num_classes(self.student, self.task)
-        return super()._init_training_state(*args, **kwargs)
-
-    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Train, or leave everything as before an attempt with batches that were too large."""
-        with explained_memory(self), undone_if_too_large(self):
-            return super()._inner_training_loop(*args, **kwargs)
-
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        self.finite.watch_gradient(norm)
-        return norm
-
-    def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        self.finite.check()
-        return super()._evaluate(*args, **kwargs)
-
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        self.finite.check()
-        super()._save_checkpoint(*args, **kwargs)
-
-    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
-        self.finite.check()
-        return super()._finalize_training(*args, **kwargs)
-
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """Leave batches without a label out of the mean loss, and show any other NaN in it."""
-        hides, self.args.logging_nan_inf_filter = self.args.logging_nan_inf_filter, True
-        self._evaluates_badly = torch.zeros((), dtype=torch.bool, device=self.args.device)
-        try:
-            output = super().evaluation_loop(*args, **kwargs)
-        finally:
-            self.args.logging_nan_inf_filter = hides
-        bad = self.accelerator.reduce(self._evaluates_badly.float(), reduction="sum").item() > 0
-        metrics = output.metrics or {}
-        metrics.update({n: math.nan for n in metrics if n.endswith("_loss") and bad and not hides})
-        return output
+        running = self.teacher_run.model(partner)
+        with self.teacher_run.autocast(self.accelerator):
+            outputs, layers = self._watched().of_teacher(lambda: running(**known))
+        outputs = convert_to_fp32(outputs)
+        self.record(self.teacher_run.effect(outputs, lambda: partner(**known), self.accelerator))
+        return {**outputs, **layers}
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Any:
         """Evaluate on the student's inputs alone."""
         return super().prediction_step(model, split_inputs(inputs)[0], *args, **kwargs)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """Rows of like lengths together, where that is asked for and their lengths are known."""
+        rows: Any = self.train_dataset if train_dataset is None else train_dataset
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(rows)
+        if not hasattr(rows, "__len__"):
+            return None
+        lengths = row_lengths(rows)
+        if lengths is None:
+            return RandomSampler(rows)
+        size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        self._grouped = LengthGroupedSampler(lengths, size * self.args.world_size, seed)
+        return self._grouped
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         """In order, however training rows are drawn: answers are looked up row by row."""
@@ -299,6 +232,13 @@ class WeightedLossTrainer(Trainer):
             text = {n for n, f in kinds.items() if getattr(f, "dtype", None) in _TEXT}
             teachers = [n for n in columns if n.startswith(TEACHER_PREFIX) and n not in text]
             self._signature_columns = [*(self._signature_columns or []), *teachers]  # type: ignore[assignment]
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """The stock estimate; it counts the model's parameters once a run, not at every step."""
+        tokens = inputs.get(self.student.main_input_name)
+        if tokens is None or not self._model_size:
+            return super().floating_point_ops(inputs)
+        return 6 * tokens.numel() * self._model_size
 
     @property
     def progress(self) -> float:

@@ -86,6 +86,7 @@ class TheseusTrainer(CompressionTrainer):
         self._sharing: PreTrainedModel | None = None
         self.shared: dict[str, bool] = {}
         self._gated: list[nn.Parameter] | None = None
+        self._block_parameters: dict[nn.Module, list[nn.Parameter]] = {}
         super().__init__(model, args, partner=predecessor, losses=losses, **kwargs)
         self.add_callback(_StepCallback(self))
 
@@ -116,6 +117,7 @@ class TheseusTrainer(CompressionTrainer):
         for name, required_grad in self.shared.items():
             parameters[name].requires_grad_(required_grad)
         self.layers, self.shared, self._gated = None, {}, None
+        self._block_parameters = {}
         self.predecessor.eval()
         super().part(model)
 
@@ -172,7 +174,14 @@ class TheseusTrainer(CompressionTrainer):
     def skipped_parameters(self) -> list[nn.Parameter]:
         """The parameters of the successor's blocks that are not on the path of this step."""
         blocks = [] if self.layers is None else self.layers.skipped()
-        return [p for block in blocks for p in block.parameters()]
+        return [p for block in blocks for p in self._parameters_of(block)]
+
+    def _parameters_of(self, block: nn.Module) -> list[nn.Parameter]:
+        if self.uses_fsdp:  # those of a gathered block are other ones than when it is sharded
+            return list(block.parameters())
+        if block not in self._block_parameters:
+            self._block_parameters[block] = list(block.parameters())
+        return self._block_parameters[block]
 
     def gated_parameters(self) -> list[nn.Parameter]:
         """Embeddings and head where they train once the rate is 1: they rest until then."""

@@ -684,3 +684,24 @@ def test_a_layer_map_that_pulls_against_the_slots_is_said(tmp_path, caplog):
     row = TrainerRow("TheseusTrainer", losses=lambda: {"hidden": HiddenLoss({1: 1, 2: 4})})
     build_trainer(row, tmp_path)
     assert "hidden maps layers {1: 1}, where the slots end at [2, 4]" in caplog.text
+
+
+@pytest.mark.parametrize("skipped_gradients", ["zero", "none"])
+def test_no_gradient_is_stored_for_a_frozen_weight_at_any_step(skipped_gradients, tmp_path):
+    seen = []
+
+    class Look(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, **kwargs):
+            blocks = set(trainer.layers.parameters())
+            shared = [p for p in trainer.student.parameters() if p not in blocks]
+            frozen = [*shared, *trainer.predecessor.parameters()]
+            seen.append([p.grad for p in frozen if p.grad is not None])
+
+    trainer = build_trainer(
+        TrainerRow("TheseusTrainer"),
+        tmp_path,
+        trainer_options={"callbacks": [Look()]},
+        skipped_gradients=skipped_gradients,
+    )
+    trainer.train()
+    assert seen == [[]] * 6
