@@ -87,6 +87,13 @@ def find_layers(model: PreTrainedModel, stack: str | None = None) -> LayerStack:
     )
 
 
+def find_blocks(model: PreTrainedModel) -> list[nn.Module]:
+    """The blocks of all stacks of a model: one stack, or encoder and decoder."""
+    if not model.config.is_encoder_decoder:
+        return list(find_layers(model).layers)
+    return [b for stack in ("encoder", "decoder") for b in find_layers(model, stack).layers]
+
+
 def count_key(config: PretrainedConfig, path: str) -> str:
     """The configuration field that counts the blocks of the stack at `path`.
 

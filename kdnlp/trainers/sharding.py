@@ -13,7 +13,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from kdnlp.models.layers import find_layers
+from kdnlp.models.layers import find_blocks
 from kdnlp.trainers.step import WeightedLossTrainer
 
 
@@ -115,13 +115,6 @@ def shard_blocks(model: nn.Module, device: torch.device) -> None:
         for block in find_blocks(part):
             fully_shard(block, mesh=mesh, reshard_after_forward=True)
     nn.Module.to(model, device)
-
-
-def find_blocks(model: PreTrainedModel) -> list[nn.Module]:
-    """The blocks of all stacks of a model: one stack, or encoder and decoder."""
-    if not model.config.is_encoder_decoder:
-        return list(find_layers(model).layers)
-    return [b for stack in ("encoder", "decoder") for b in find_layers(model, stack).layers]
 
 
 @contextmanager

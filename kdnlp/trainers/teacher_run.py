@@ -12,7 +12,7 @@ from accelerate.utils import convert_to_fp32
 from torch import nn
 
 from kdnlp.losses import DistillationLoss
-from kdnlp.trainers.sharding import find_blocks
+from kdnlp.models.layers import find_blocks
 
 logger = logging.getLogger(__name__)
 
