@@ -77,6 +77,9 @@ class FiniteGuard:
             micro_batch: which one of the optimizer step.
             numbers: the rows' numbers in the dataset, shape (rows,), where they are known.
         """
+        self._unread = True
+        if self.reads_steps and not any(rows.any() for rows in bad.values()):
+            return  # to look costs less than to note
         device = self.accelerator.device
         good = torch.zeros_like(next(iter(bad.values())))
         table = torch.stack([bad.get(part, good) for part in self.parts]).to(device)
@@ -93,7 +96,6 @@ class FiniteGuard:
         named = [F.pad(places, missing, value=NEVER) for places in (rows, known)]
         is_first = table.any() & (self._first[0] == NEVER)
         self._first = torch.where(is_first, torch.cat([*when, part, *named]), self._first)
-        self._unread = True
         if self.reads_steps and self.accelerator.num_processes == 1:
             self.check()
 
@@ -113,11 +115,13 @@ class FiniteGuard:
             teacher: the teacher's logits, shape (rows, ...), where there are any.
             numbers: see `watch`.
         """
-        suspects = not_finite(logits.detach())
-        suspects = suspects | ~suspects.any()
-        bad = {loss_part(n): suspects & ~loss.detach().isfinite() for n, loss in losses.items()}
+        bad = {loss_part(n): ~loss.detach().isfinite().view(1) for n, loss in losses.items()}
         if teacher is not None:
             bad[TEACHER] = not_finite(teacher)
+        if not self.reads_steps or any(rows.any() for rows in bad.values()):
+            suspects = not_finite(logits.detach())
+            suspects = suspects | ~suspects.any()
+            bad = {part: rows if part == TEACHER else suspects & rows for part, rows in bad.items()}
         self.watch(bad, self.micro_batch, numbers)
         self.micro_batch += 1
 
