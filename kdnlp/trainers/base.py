@@ -224,6 +224,7 @@ class CompressionTrainer(DurableTrainer):
         if self.is_in_train:
             nn.Module.to(model, self.args.device)
             self._check_model(model)
+            self.position_limits = check_training_data(self, model)
             for name, module in self._loss_modules().items():
                 _reset(module, self._initial_losses[name])
             self.join(model)
@@ -255,7 +256,8 @@ class CompressionTrainer(DurableTrainer):
             OSError: if nothing can be written to `output_dir`, or the disk is full.
         """
         self._check_arguments(self.args)
-        self.position_limits = check_training_data(self)
+        if self.model_init is None:
+            self.position_limits = check_training_data(self, self.student)  # type: ignore[unreachable]
         self._recorded = {}
         with self.owned(resume_from_checkpoint) as checkpoint, self._trained_model():
             try:

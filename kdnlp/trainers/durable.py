@@ -79,7 +79,8 @@ class DurableTrainer(WeightedLossTrainer):
         if not (checkpoint or self._owns_output_dir or args.overwrite_output_dir):
             check_output_dir(folder)
         remove_unfinished(folder)
-        check_space(folder, sum(p.nbytes for p in self.student.parameters()))
+        if self.model is not None:  # there is none between the trials of a search
+            check_space(folder, sum(p.nbytes for p in self.student.parameters()))
         if checkpoint is not None:
             check_resume_files(checkpoint)
             set_aside_damaged(checkpoint)

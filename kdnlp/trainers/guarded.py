@@ -68,7 +68,6 @@ class GuardedTrainer(Trainer):
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
         """Forget what another run has noted, or this one with batches that were too large."""
-        self._recorded = {}
         self.finite.begin_run()
         self._num_classes = num_classes(self.student, self.task)
         return super()._init_training_state(*args, **kwargs)

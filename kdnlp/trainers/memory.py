@@ -60,6 +60,7 @@ def undone_if_too_large(trainer: "GuardedTrainer") -> Iterator[None]:
             for name, module in model.named_modules():
                 module.training = modes.get(name, module.training)
             _undo_optimizer(trainer, own)
+            trainer._recorded = {}
             torch.set_rng_state(random)
             if theirs is not None:
                 torch.cuda.set_rng_state(theirs, device)

@@ -212,7 +212,7 @@ class WeightedLossTrainer(GuardedTrainer):
         lengths = row_lengths(rows)
         if lengths is None:
             return RandomSampler(rows)
-        size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        size = self._train_batch_size * self.args.gradient_accumulation_steps
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         self._grouped = LengthGroupedSampler(lengths, size * self.args.world_size, seed)
         return self._grouped

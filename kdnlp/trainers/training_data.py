@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
+from transformers import PreTrainedModel
 
 from kdnlp.data.columns import column_parts, number_columns
 from kdnlp.models.alignment import TEACHER_PREFIX
@@ -17,7 +18,7 @@ MAX_ROWS = 8
 """How many rows an error names."""
 
 
-def check_training_data(trainer: WeightedLossTrainer) -> dict[str, int]:
+def check_training_data(trainer: WeightedLossTrainer, model: PreTrainedModel) -> dict[str, int]:
     """Look at the rows to train on, and those to evaluate on during the run.
 
     Of what is no `datasets.Dataset` only the number of rows is looked at: its batches are when they
@@ -30,8 +31,8 @@ def check_training_data(trainer: WeightedLossTrainer) -> dict[str, int]:
         ValueError: for rows that would stop the run in the middle, or train wrongly.
     """
     _check_number(trainer)
-    limits = _limits(trainer)
-    classes = num_classes(trainer.student, trainer.task)
+    limits = _limits(trainer, model)
+    classes = num_classes(model, trainer.task)
     for name, dataset in _datasets(trainer):
         if not isinstance(dataset, Dataset) or dataset.format["type"] == "custom":
             continue
@@ -69,10 +70,10 @@ def _datasets(trainer: WeightedLossTrainer) -> Iterator[tuple[str, Any]]:
             yield "eval_dataset", held_out
 
 
-def _limits(trainer: WeightedLossTrainer) -> dict[str, int]:
+def _limits(trainer: WeightedLossTrainer, model: PreTrainedModel) -> dict[str, int]:
     """The most tokens in each column of token ids that a model with a table of positions reads."""
     columns = getattr(trainer.train_dataset, "column_names", None) or []
-    ours = position_limit(trainer.student)
+    ours = position_limit(model)
     theirs = None if trainer.partner is None else position_limit(trainer.partner)
     if f"{TEACHER_PREFIX}input_ids" in columns:
         limits = {"input_ids": ours, f"{TEACHER_PREFIX}input_ids": theirs}

@@ -4,6 +4,7 @@ Every process is a fork, so that the imports are paid for once. Prints, as JSON 
 how the two ended: with what status, or with minus the signal.
 """
 
+import faulthandler
 import fcntl
 import json
 import os
@@ -62,7 +63,7 @@ def together(folder, told=()):
             place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
             os.environ.update(place, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
             os.environ["ACCELERATE_USE_CPU"] = "true"
-            signal.alarm(90)
+            faulthandler.dump_traceback_later(90, exit=True)
             try:
                 train(folder, rank in told)
             except SystemExit as ended:

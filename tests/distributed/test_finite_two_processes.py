@@ -5,14 +5,13 @@ import math
 from pathlib import Path
 
 import pytest
-from test_two_processes import launch
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
 WAITS = pytest.mark.parametrize("waits", [False, True], ids=["cpu", "as on a GPU"])
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
+def results(tmp_path_factory, launch):
     folder = tmp_path_factory.mktemp("finite")
     launch(str(Path(__file__).parent / "run_finite.py"), str(folder))
     return json.loads((folder / "results.json").read_text())

@@ -23,6 +23,7 @@ def runs(tmp_path_factory):
     command = [sys.executable, str(SCRIPT), str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr[-5000:]
+    print(done.stderr[-20000:])  # where a process hung, if one did
     return json.loads(done.stdout.splitlines()[-1]), folder
 
 
