@@ -12,7 +12,7 @@ import pytest
 
 from kdnlp.checkpoints import find_damage
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 SCRIPT = Path(__file__).parent / "run_preempted.py"
 
 
