@@ -1,6 +1,7 @@
 """Files and folders that appear under their names once they are whole, and on the disk."""
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ PARTIAL = "_partial"
 A name that starts with an underscore is left out of what goes to the Hub.
 """
 
-WEIGHTS = "model*.safetensors*"
+WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 """The weights in the folder of a model, and the index where they are several files."""
 
 
@@ -54,8 +55,8 @@ def model_written_whole(folder: Path) -> Iterator[Path]:
         for name in sorted(names, key=lambda name: (str(name).count(".safetensors"), str(name))):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             os.replace(partial / name, folder / name)
-        for path in folder.glob(WEIGHTS):
-            if path.relative_to(folder) not in names:
+        for path in folder.iterdir():
+            if WEIGHTS.fullmatch(path.name) and path.relative_to(folder) not in names:
                 path.unlink()
         _sync(folder)
     finally:

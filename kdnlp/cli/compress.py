@@ -44,6 +44,7 @@ from kdnlp.models.student import InitLayers, build_student
 from kdnlp.profiling.forward import max_positions
 from kdnlp.trainers.base import CompressionTrainer
 from kdnlp.trainers.distillation import DistillationTrainer
+from kdnlp.trainers.output_dir import decided_by_main_process, remove_checkpoints
 from kdnlp.trainers.theseus import TheseusTrainer
 
 logger = logging.getLogger(__name__)
@@ -158,6 +159,10 @@ def train_models(
     facts: dict[str, Any] = {}
     if isinstance(partner, TeacherEnsemble):
         facts["ensemble_metrics"] = evaluated(partner)  # type: ignore[arg-type]
+    if checkpoint is None:
+        # A baseline of an earlier run would be taken for this one's when this one is resumed.
+        earlier = str(baseline_folder(trainer.args))
+        decided_by_main_process(lambda: remove_checkpoints(earlier))
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     models[second], metrics[second] = trainer.student, evaluated(trainer.student)
@@ -264,7 +269,7 @@ def finetune_baseline(
     own.resume_from_checkpoint = args.newest_checkpoint_wish() if resumed else None
     trainer = CompressionTrainer(initial, own, **inputs)
     logger.info("Fine-tuning the baseline: the same initial model with the same budget.")
-    trainer.train(resume_from_checkpoint=own.checkpoint_to_resume())
+    trainer.train(resume_from_checkpoint=own.resume_from_checkpoint)
     trainer.save_model()
     return trainer.student
 

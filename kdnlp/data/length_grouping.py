@@ -57,17 +57,30 @@ class LengthGroupedSampler(Sampler[int]):
             order = np.concatenate([[longest], order[order != longest]])
         for step in order:
             yield from steps[step].tolist()
-        yield from rows[whole:].tolist()
+        rest = rows[whole:]
+        yield from rest[np.argsort(-self.lengths[rest], kind="stable")].tolist()
 
 
-def row_lengths(dataset: Any, column: str = "input_ids") -> np.ndarray | None:
+def row_lengths(
+    dataset: Any, column: str = "input_ids", counted: str | None = None
+) -> np.ndarray | None:
     """The tokens of every row, of its longest list where a row has several (multiple choice).
+
+    Args:
+        dataset: the rows.
+        column: of token ids.
+        counted: a column that says how many they are, which is read where there is one.
 
     Returns:
         `None` where they are not known without reading every row: for other classes than
         `datasets.Dataset`, and without a column of that name that holds lists.
     """
-    if not isinstance(dataset, Dataset) or column not in number_columns(dataset):
+    if not isinstance(dataset, Dataset):
+        return None
+    numbers = number_columns(dataset)
+    if counted in numbers:
+        return np.concatenate([values for _, values in column_parts(dataset, str(counted))])
+    if column not in numbers:
         return None
     parts = []
     for depths, _ in column_parts(dataset, column):

@@ -24,7 +24,9 @@ def num_classes(model: PreTrainedModel, task: str) -> int | None:
     batch has positions and choices.
     """
     if task in _WORDS:
-        return int(model.config.get_text_config().vocab_size)
+        head = model.get_output_embeddings()  # Marian's decoder may have words of its own
+        words = model.config.get_text_config().vocab_size if head is None else len(head.weight)
+        return int(words)
     return model.config.num_labels if task in _CLASSES else None
 
 
@@ -88,6 +90,7 @@ def _wrong(labels: torch.Tensor, task: str, classes: int | None) -> torch.Tensor
             # The cross-entropy with a target beyond [0, 1] has no lower bound.
             wrong = wrong | (labels < 0) | (labels > 1)
         return wrong
+    labels = labels.long()  # a bound that a smaller type cannot hold would wrap around
     if task == "question_answering":
         return labels < 0  # one beyond the end is an answer that was cut off
     # A number that is missing comes as the smallest there is.

@@ -13,10 +13,14 @@ def position_limit(model: nn.Module) -> int | None:
 
     Of several tables, such as those of an ensemble's members, the shortest one counts.
     """
+    both = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
     tables = [
         module
         for name, module in model.named_modules()
-        if name.rpartition(".")[2] in _TABLES and isinstance(module, nn.Embedding)
+        if name.rpartition(".")[2] in _TABLES
+        and isinstance(module, nn.Embedding)
+        and not (both and "decoder" in name.split("."))  # which reads no input_ids
+        and not hasattr(module, "make_weight")  # FSMT's grows as texts do
     ]
     return min(map(_room, tables), default=None)
 
@@ -34,6 +38,8 @@ def check_positions(batch: Mapping[str, Any], limits: Mapping[str, int], where: 
     It asks for their shape alone, and waits for no device.
     """
     for column, limit in limits.items():
+        if f"{column.removesuffix('input_ids')}position_ids" in batch:
+            continue  # packed texts: a row is longer than its highest position
         if column in batch and batch[column].size(-1) > limit:
             raise too_long(where, column, limit, batch[column].size(-1))
 

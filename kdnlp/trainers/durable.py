@@ -23,7 +23,7 @@ from kdnlp.trainers.output_dir import (
     set_aside_damaged,
     writing_to,
 )
-from kdnlp.trainers.preemption import Preemption, ignore_sigterm
+from kdnlp.trainers.preemption import Preemption, outlast_sigterm, process_leaves
 from kdnlp.trainers.resuming import check_resume_files
 from kdnlp.trainers.step import WeightedLossTrainer
 
@@ -63,7 +63,9 @@ class DurableTrainer(WeightedLossTrainer):
         with ExitStack() as held:
             checkpoint = decided_by_main_process(partial(self._claim, wish, held))
             overwrites = self.args.overwrite_output_dir and checkpoint is None
-            self._holds_other_run = overwrites and not self._owns_output_dir
+            # Still so where an earlier start was refused before it took a step.
+            still = self._holds_other_run or not self._owns_output_dir
+            self._holds_other_run = overwrites and still
             self._owns_output_dir = True
             if checkpoint is not None:
                 self._warn_of_changes(recorded_settings(Path(checkpoint)))
@@ -114,6 +116,7 @@ class DurableTrainer(WeightedLossTrainer):
             "processes": args.world_size,
             "per_device_train_batch_size": args.per_device_train_batch_size,
             "gradient_accumulation_steps": args.gradient_accumulation_steps,
+            "train_sampling_strategy": str(args.train_sampling_strategy),
             "train_rows": getattr(self.train_dataset, "num_rows", None),
         }
 
@@ -152,10 +155,16 @@ class DurableTrainer(WeightedLossTrainer):
                 # The random states of all processes are part of it.
                 self.accelerator.wait_for_everyone()
                 self._move(self._partial / target.name, target)
-        finally:
-            self._partial, args.save_only_model = None, save_only_model
+                if args.should_save:
+                    remove_unfinished(str(folder))
+                # Another process may save again at once, into the folder that was just removed.
+                self.accelerator.wait_for_everyone()
+        except BaseException:
             if args.should_save:
                 remove_unfinished(str(folder))
+            raise
+        finally:
+            self._partial, args.save_only_model = None, save_only_model
         self.preemption.saved = str(target)
         if args.push_to_hub:
             self._push_from_checkpoint(str(target))
@@ -202,7 +211,7 @@ class DurableTrainer(WeightedLossTrainer):
         """The stock data loader, whose workers do not end at a signal to the whole job."""
         loader = super()._get_dataloader(*args, **kwargs)
         if loader.num_workers:
-            loader.worker_init_fn = partial(ignore_sigterm, loader.worker_init_fn)
+            loader.worker_init_fn = partial(outlast_sigterm, process_leaves, loader.worker_init_fn)
         return loader
 
 

@@ -103,6 +103,7 @@ class GuardedTrainer(Trainer):
         finally:
             self.args.logging_nan_inf_filter = hides
         bad = self.accelerator.reduce(self._evaluates_badly.float(), reduction="sum").item() > 0
-        metrics = output.metrics or {}
-        metrics.update({n: math.nan for n in metrics if n.endswith("_loss") and bad and not hides})
+        name = f"{kwargs.get('metric_key_prefix', args[4] if len(args) > 4 else 'eval')}_loss"
+        if bad and not hides and output.metrics and name in output.metrics:
+            output.metrics[name] = math.nan
         return output

@@ -49,6 +49,8 @@ def undone_if_too_large(trainer: "GuardedTrainer") -> Iterator[None]:
     weights = {n: t.detach().to("cpu", copy=True) for n, t in model.state_dict().items()}
     modes = {name: module.training for name, module in model.named_modules()}
     own = None if trainer.optimizer is None else copy.deepcopy(trainer.optimizer.state_dict())
+    rates: Any = trainer.lr_scheduler
+    schedule = None if rates is None else copy.deepcopy(rates.state_dict())
     random = torch.get_rng_state()
     device = trainer.args.device
     theirs = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
@@ -61,6 +63,8 @@ def undone_if_too_large(trainer: "GuardedTrainer") -> Iterator[None]:
                 module.training = modes.get(name, module.training)
             _undo_optimizer(trainer, own)
             trainer._recorded = {}
+            if schedule is not None and not trainer._created_lr_scheduler:
+                rates.load_state_dict(schedule)
             torch.set_rng_state(random)
             if theirs is not None:
                 torch.cuda.set_rng_state(theirs, device)

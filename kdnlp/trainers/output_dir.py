@@ -10,7 +10,8 @@ from typing import TypeVar, cast
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from kdnlp.checkpoints import find_damage, list_checkpoints
 from kdnlp.files import PARTIAL
@@ -38,15 +39,16 @@ def output_dir_held(output_dir: str) -> Iterator[None]:
     with writing_to(output_dir):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            lock = FileLock(path, is_singleton=True)
+            lock: BaseFileLock = FileLock(path, is_singleton=True)
             lock.acquire(timeout=0)
         except Timeout:
             raise ValueError(
-                f"output_dir {output_dir} is in use by {path.read_text() or 'another process'}. "
+                f"output_dir {output_dir} is in use by {_holder(path)}. "
                 "Two runs would replace each other's checkpoints. Wait for it, end it, or choose "
                 "another output_dir."
             ) from None
-        path.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+        if not isinstance(lock, SoftFileLock):  # which has a record of its own in the file
+            path.write_text(f"process {os.getpid()} on {socket.gethostname()}")
     try:
         yield
     finally:
@@ -56,6 +58,12 @@ def output_dir_held(output_dir: str) -> Iterator[None]:
         if is_new:
             with suppress(OSError):
                 path.parent.rmdir()
+
+
+def _holder(path: Path) -> str:
+    with suppress(OSError):  # it may let go just now
+        return path.read_text() or "another process"
+    return "another process"
 
 
 @contextmanager
@@ -81,7 +89,7 @@ def decided_by_main_process(decide: Callable[[], Answer]) -> Answer:
     if state.is_main_process:
         try:
             outcome = [(decide(), None)]
-        except (OSError, ValueError) as error:
+        except Exception as error:  # raised below, on every process
             outcome = [(None, error)]
     if state.num_processes > 1:
         broadcast_object_list(outcome)
@@ -118,7 +126,11 @@ def check_space(output_dir: str, needed: int) -> None:
 
 
 def remove_unfinished(output_dir: str) -> None:
-    """Remove what a killed run was writing."""
+    """Remove what a killed run was writing, and put back what had just made way for it."""
+    for old in Path(output_dir, PARTIAL).glob(f"{PREFIX_CHECKPOINT_DIR}-*.old"):
+        target = Path(output_dir, old.name.removesuffix(".old"))
+        if not target.exists():
+            os.replace(old, target)
     shutil.rmtree(Path(output_dir, PARTIAL), ignore_errors=True)
 
 

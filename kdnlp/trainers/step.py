@@ -1,5 +1,6 @@
 """One optimizer step: named losses, weighed and added up at the scale that the arguments say."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -22,6 +23,8 @@ from kdnlp.trainers.guarded import TASK, GuardedTrainer
 from kdnlp.trainers.intermediate import IntermediateOutputs
 from kdnlp.trainers.preemption import Preemption
 from kdnlp.trainers.teacher_run import TeacherRun
+
+logger = logging.getLogger(__name__)
 
 CACHED = TEACHER_OUTPUTS.removeprefix(TEACHER_PREFIX)
 
@@ -209,8 +212,9 @@ class WeightedLossTrainer(GuardedTrainer):
             return super()._get_train_sampler(rows)
         if not hasattr(rows, "__len__"):
             return None
-        lengths = row_lengths(rows)
+        lengths = row_lengths(rows, counted=self.args.length_column_name)
         if lengths is None:
+            logger.warning("The rows' lengths are not known; they are drawn at random.")
             return RandomSampler(rows)
         size = self._train_batch_size * self.args.gradient_accumulation_steps
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed

@@ -266,7 +266,7 @@ class TheseusTrainer(CompressionTrainer):
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         """Look for the best checkpoint only once the successor runs alone."""
         if self.replacing_rate() < 1.0:
-            return False
+            return self.preemption.stopping
         return super()._determine_best_metric(metrics, trial)
 
 

@@ -33,11 +33,14 @@ def check_training_data(trainer: WeightedLossTrainer, model: PreTrainedModel) ->
     _check_number(trainer)
     limits = _limits(trainer, model)
     classes = num_classes(model, trainer.task)
+    own = position_limit(model)
+    alone = {} if own is None else {"input_ids": own}  # the student is evaluated alone
     for name, dataset in _datasets(trainer):
+        here = limits if name == "train_dataset" else alone
         if not isinstance(dataset, Dataset) or dataset.format["type"] == "custom":
             continue
-        for column in sorted({"input_ids", *limits} & set(number_columns(dataset))):
-            _check_lengths(dataset, name, column, limits.get(column))
+        for column in sorted({"input_ids", *here} & set(number_columns(dataset))):
+            _check_lengths(dataset, name, column, here.get(column))
         wrong = wrong_labels(dataset, trainer.task, classes)
         found = list(islice(wrong, MAX_ROWS))
         if found:
@@ -114,9 +117,12 @@ def _refuse_labels(
         expected = "positions of at least 0"
     column = found[0][1]
     more = ", and perhaps more" if len(named) == MAX_ROWS else ""
+    unknown = "-100 marks a class that is not known"
+    if task == "question_answering":
+        unknown = "0, the first token, says that there is no answer"
     raise ValueError(
         f"{name}, {column}: expected {expected} for a model of the kind {task!r}, got "
         f"{', '.join(named)}{more}. There is no output for them: the loss would be wrong, NaN, or "
-        "stop the device. Correct or drop these rows; -100 marks a class that is not known. A "
+        f"stop the device. Correct or drop these rows; {unknown}. A "
         "number that is missing (None) shows as NaN or as the smallest integer."
     )

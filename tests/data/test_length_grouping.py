@@ -63,3 +63,9 @@ def test_where_lengths_are_not_known_there_are_none():
     assert row_lengths(rows) is None
     assert row_lengths(rows, "labels") is None
     assert row_lengths([{"input_ids": [1, 2]}]) is None
+
+
+def test_a_column_that_counts_the_tokens_is_believed():
+    rows = Dataset.from_dict({"input_ids": [[1], [1, 2]], "n_tokens": [7, 3]})
+    assert row_lengths(rows, counted="n_tokens").tolist() == [7, 3]
+    assert row_lengths(rows, counted="length").tolist() == [1, 2]
