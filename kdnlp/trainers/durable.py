@@ -23,7 +23,7 @@ from kdnlp.trainers.output_dir import (
     set_aside_damaged,
     writing_to,
 )
-from kdnlp.trainers.preemption import Preemption, outlast_sigterm, process_leaves
+from kdnlp.trainers.preemption import Preemption, ignore_sigterm
 from kdnlp.trainers.resuming import check_resume_files
 from kdnlp.trainers.step import WeightedLossTrainer
 
@@ -211,7 +211,7 @@ class DurableTrainer(WeightedLossTrainer):
         """The stock data loader, whose workers do not end at a signal to the whole job."""
         loader = super()._get_dataloader(*args, **kwargs)
         if loader.num_workers:
-            loader.worker_init_fn = partial(outlast_sigterm, process_leaves, loader.worker_init_fn)
+            loader.worker_init_fn = partial(ignore_sigterm, loader.worker_init_fn)
         return loader
 
 

@@ -1,11 +1,6 @@
 """A run that is told to stop: SIGTERM ends the step, saves a checkpoint and ends the process."""
 
-import atexit
-import ctypes
 import logging
-import multiprocessing.sharedctypes
-import multiprocessing.util  # whose hook comes after the one below
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -147,23 +142,11 @@ class Preemption(TrainerCallback):
             raise Preempted(self.saved)
 
 
-process_leaves = multiprocessing.sharedctypes.RawValue(ctypes.c_bool, False)
-"""Whether this process is about to end, for its workers to read."""
-
-# Before multiprocessing's own hook, which ends workers by SIGTERM and waits until they are gone.
-atexit.register(setattr, process_leaves, "value", True)
-
-
-def outlast_sigterm(leaving: Any, then: Callable[[int], None] | None, worker: int) -> None:
+def ignore_sigterm(then: Callable[[int], None] | None, worker: int) -> None:
     """Start a data loader's worker so that a signal to all processes of a job leaves it at work.
 
     Its death would be an error in the step that its process is about to finish.
-
-    Args:
-        leaving: whether that process ends now, and ends its workers by the same signal.
-        then: what else a worker does at its start.
-        worker: its number.
     """
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if leaving.value else None)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if then is not None:
         then(worker)

@@ -6,8 +6,6 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -260,31 +258,3 @@ def test_the_shards_of_an_earlier_model_do_not_outlive_it(trained):
     trained.save_model()
     weights = [path.name for path in folder.glob("model*")]
     assert weights == ["model.safetensors"]
-
-
-FAILS = """
-import sys
-sys.path.insert(0, {tests!r})
-from pathlib import Path
-from transformers import TrainerCallback
-from settings import TRAINER_ROWS, build_trainer
-
-class Fail(TrainerCallback):
-    def on_step_end(self, args, state, control, **kwargs):
-        raise KeyError("a mistake of the user's")
-
-build_trainer(
-    TRAINER_ROWS["distillation"], Path({folder!r}), dataloader_num_workers=1,
-    trainer_options={{"callbacks": [Fail()]}},
-).train()
-"""
-
-
-def test_a_run_that_fails_ends_though_its_workers_outlast_sigterm(tmp_path):
-    """Python ends the workers by that signal, and waits for them."""
-    script = FAILS.format(tests=str(Path(__file__).parents[1]), folder=str(tmp_path))
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 1
-    assert "a mistake of the user's" in done.stderr
