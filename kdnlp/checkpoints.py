@@ -72,7 +72,8 @@ def find_checkpoint(wish: str | None, output_dir: str) -> str | None:
         if not (folder / TRAINER_STATE).is_file():
             damage = "it was not written to its end"
         if not damage:
-            check_checkpoint(folder)
+            if word in LAST:
+                check_checkpoint(folder)
             return str(folder)
         logger.warning("%s is passed over: %s.", folder, damage)
     return None

@@ -346,6 +346,16 @@ def tiny_dataset(
     )
 
 
+def pad_rows(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """A batch of rows of several lengths."""
+    width = max(len(row["input_ids"]) for row in rows)
+    padded = {
+        name: torch.tensor([row[name] + [0] * (width - len(row[name])) for row in rows])
+        for name in ("input_ids", "attention_mask")
+    }
+    return {**padded, "labels": torch.tensor([row["labels"] for row in rows])}
+
+
 def arguments(trainer: str, folder: Any, **overrides: Any) -> CompressionTrainingArguments:
     """Arguments for a few steps on the CPU."""
     return ARGUMENTS[trainer](output_dir=str(folder), **{**STEP_DEFAULTS, **overrides})

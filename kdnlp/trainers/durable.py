@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from safetensors import SafetensorError
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
@@ -201,6 +202,15 @@ class DurableTrainer(WeightedLossTrainer):
             super()._save(str(partial), state_dict)
 
     # Stopping.
+
+    def _finalize_training(self, trial: Any, *args: Any, **kwargs: Any) -> Any:
+        """End the run; a signal that came after the last step saves it, on all processes."""
+        told = torch.tensor(float(self.preemption.requested), device=self.args.device)
+        if float(self.accelerator.reduce(told, reduction="sum")):
+            self.preemption.stopping = True
+            self._save_checkpoint(self.model_wrapped, trial)
+            self.preemption.on_save(self.args, self.state, self.control)
+        return super()._finalize_training(trial, *args, **kwargs)
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         """Whether to save, where save_strategy asks for the best only: the last step too."""

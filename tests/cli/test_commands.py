@@ -625,3 +625,21 @@ def test_runs_with_other_seeds_are_measured_on_the_same_rows_of_an_own_table(tab
     rows = [steps.load_task(options, seed)[1] for seed in (1, 2)]
     held_out = [list(splits["validation"]["review"]) for splits in rows]
     assert held_out[0] == held_out[1]
+
+
+def test_a_baseline_of_an_overwritten_run_is_not_taken_for_this_one_s(
+    finetuned, tmp_path, monkeypatch
+):
+    earlier = tmp_path / "_baseline" / "checkpoint-99"
+    earlier.mkdir(parents=True)
+
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compress, "finetune_baseline", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(
+            "theseus", "--predecessor", finetuned, "--output_dir", tmp_path, *TASK, *FAST,
+            "--overwrite_output_dir",
+        )  # fmt: skip
+    assert not earlier.exists()

@@ -14,6 +14,7 @@ from settings import (
     ProjectedHidden,
     TrainerRow,
     build_trainer,
+    pad_rows,
     tiny_dataset,
     tiny_model,
 )
@@ -536,19 +537,10 @@ def test_rows_are_evaluated_in_order_when_training_groups_them_by_length(tmp_pat
         },
         with_indices=True,
     )
-    options = {"eval_dataset": ragged, "compute_metrics": metrics, "data_collator": pad}
+    options = {"eval_dataset": ragged, "compute_metrics": metrics, "data_collator": pad_rows}
     trainer = distillation(tmp_path, options=options, train_sampling_strategy="group_by_length")
     trainer.evaluate()
     assert seen == [ragged["labels"][:]]
-
-
-def pad(rows):
-    width = max(len(row["input_ids"]) for row in rows)
-    padded = {
-        name: torch.tensor([row[name] + [0] * (width - len(row[name])) for row in rows])
-        for name in ("input_ids", "attention_mask")
-    }
-    return {**padded, "labels": torch.tensor([row["labels"] for row in rows])}
 
 
 def test_a_search_over_depths_starts_every_projection_as_the_first_model_did(tmp_path):

@@ -258,3 +258,47 @@ def test_the_shards_of_an_earlier_model_do_not_outlive_it(trained):
     trained.save_model()
     weights = [path.name for path in folder.glob("model*")]
     assert weights == ["model.safetensors"]
+
+
+class TellAtTheEnd(TrainerCallback):
+    """The signal of a batch system during the evaluation that ends a run."""
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        if state.global_step == state.max_steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_signal_after_the_last_step_does_not_lose_the_run(tmp_path):
+    settings = {"eval_strategy": "epoch", "max_steps": 4}
+    told = build(tmp_path, callbacks=[TellAtTheEnd()], **settings)
+    with pytest.raises(Preempted):
+        told.train()
+    assert steps(tmp_path) == [4]
+    resumed = build(tmp_path, **settings)
+    resumed.train(resume_from_checkpoint="last")
+    assert same_weights(told, resumed)
+
+
+def test_theseus_that_saves_the_best_alone_is_stopped_on_its_ramp(tmp_path):
+    row = TRAINER_ROWS["theseus"]
+    best = {"save_strategy": "best", "metric_for_best_model": "loss", "eval_strategy": "steps"}
+    with pytest.raises(Preempted):
+        build(tmp_path, row, [Tell(1)], eval_steps=1, **best).train()
+    assert steps(tmp_path) == [2]
+
+
+class Refuse(TrainerCallback):
+    def on_train_begin(self, args, state, control, **kwargs):
+        raise ValueError("another setting")
+
+
+def test_overwriting_is_not_forgotten_after_a_start_that_was_refused(tmp_path):
+    build(tmp_path, **SAVED).train()
+    refuse = Refuse()
+    trainer = build(tmp_path, callbacks=[refuse], overwrite_output_dir=True, max_steps=4, **SAVED)
+    with pytest.raises(ValueError, match="another setting"):
+        trainer.train()
+    assert steps(tmp_path) == [6, 4, 2]
+    trainer.remove_callback(refuse)
+    trainer.train()
+    assert steps(tmp_path) == [4, 2]

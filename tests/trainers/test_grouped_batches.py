@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from settings import NO_DROPOUT, TrainerRow, build_trainer, tiny_dataset, tiny_model
+from settings import NO_DROPOUT, TrainerRow, build_trainer, pad_rows, tiny_dataset, tiny_model
 
 from kdnlp.data.length_grouping import LengthGroupedSampler
 from kdnlp.models.student import build_student
@@ -22,21 +22,12 @@ def finetune(folder, resume=None, dropout=0.1, rows=TRIMMED, **settings):
         ROW,
         folder,
         model=student,
-        trainer_options={"train_dataset": rows, "data_collator": pad},
+        trainer_options={"train_dataset": rows, "data_collator": pad_rows},
         max_steps=12,
         **settings,
     )
     trainer.train(resume_from_checkpoint=resume)
     return trainer
-
-
-def pad(rows):
-    width = max(len(row["input_ids"]) for row in rows)
-    padded = {
-        name: torch.tensor([row[name] + [0] * (width - len(row[name])) for row in rows])
-        for name in ("input_ids", "attention_mask")
-    }
-    return {**padded, "labels": torch.tensor([row["labels"] for row in rows])}
 
 
 def losses(trainer):
