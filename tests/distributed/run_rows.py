@@ -185,6 +185,7 @@ def shard_command(folder: Path) -> dict:
     as_on_gpus()
     os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
     os.environ |= {"FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
+    os.environ |= {"FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT"}  # as recipes/accelerate/fsdp2.yaml
     if os.environ["RANK"] == "0":
         torch.manual_seed(0)
         model = BertForSequenceClassification(build_config(4, 16, 2, 24))
