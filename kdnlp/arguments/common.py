@@ -60,14 +60,19 @@ class CompressionTrainingArguments(TrainingArguments):
         self.check()
         super().__post_init__()
 
+    @property
+    def compiles(self) -> bool:
+        """Whether any model of the run is compiled."""
+        own = (getattr(self, name, False) for name in ("compile_blocks", "compile_teacher"))
+        return bool(self.torch_compile or any(own))
+
     def check(self) -> None:
         """Raise `ValueError` for a setting that would train wrongly.
 
         Called at construction and again when training starts, since a hyperparameter search sets
         fields on a finished object.
         """
-        own = (getattr(self, name, False) for name in ("compile_blocks", "compile_teacher"))
-        if self.unpadded and (self.torch_compile or any(own)):
+        if self.unpadded and self.compiles:
             raise ValueError(
                 "unpadded=True gives the blocks another number of tokens in every batch, and "
                 "compiled ones would be compiled anew until the recompile limit stops it. Use "

@@ -18,6 +18,7 @@ from kdnlp.files import replace_text
 from kdnlp.losses import DistillationLoss
 from kdnlp.losses.balance import BALANCERS, GradientNormBalancer
 from kdnlp.models.alignment import input_names
+from kdnlp.models.capture import hooks_noticed
 from kdnlp.models.heads import task_kind
 from kdnlp.models.layers import find_layers
 from kdnlp.models.precision import restore_forward, wrapped_forward
@@ -259,7 +260,8 @@ class CompressionTrainer(DurableTrainer):
         if self.model_init is None:
             self.position_limits = check_training_data(self, self.student)  # type: ignore[unreachable]
         self._recorded = {}
-        with self.owned(resume_from_checkpoint) as checkpoint, self._trained_model():
+        compiling = hooks_noticed() if self.args.compiles else nullcontext()
+        with self.owned(resume_from_checkpoint) as checkpoint, self._trained_model(), compiling:
             try:
                 if self.model_init is None:
                     self.join(self.student)  # type: ignore[unreachable]
