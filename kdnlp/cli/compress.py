@@ -114,6 +114,7 @@ def main(command: str, argv: Sequence[str]) -> None:
         base_model=source_of(options),
         sequence_length=options.report_length,
         max_seconds=options.report_seconds,
+        license=options.license,
         command=command_line(command, argv),
         **facts,
     )

@@ -70,7 +70,7 @@ def build_card(
         auto_class=KINDS[run["task_kind"]].auto_class,
         labels=run["label_names"],
         inputs=how_to_call(run),
-        training=markdown_table(("what", "value"), list(_training_rows(report))),
+        training=list(_training_rows(report)),
         reproduce=reproduce(report),
         limits=list(limits(report, name)),
         citations=_citations(run),

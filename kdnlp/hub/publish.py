@@ -14,6 +14,7 @@ from kdnlp.hub.card import build_card
 from kdnlp.hub.origin import describe_origin
 from kdnlp.profiling.forward import max_positions
 from kdnlp.trainers.base import CompressionTrainer
+from kdnlp.uploads.card_check import check_license
 
 
 def publish_results(
@@ -48,6 +49,8 @@ def publish_results(
         The report, on the main process; `None` on the others.
     """
     args, report = trainer.args, None
+    if license is not None:
+        check_license(license)
     name = next((name for name, model in models.items() if model is trainer.student), None)
     if name is None:
         raise ValueError(

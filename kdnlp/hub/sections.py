@@ -75,7 +75,7 @@ def origin_rows(report: CompressionReport) -> Iterator[tuple[str, str]]:
         place = f"`{run['base_model']}` on the Hub, {at}"
     else:
         made_from = ", ".join(f"`{name}`" for name in run.get("base_model_from", []))
-        place = f"`{run['base_model']}`, a folder of its own" + (
+        place = f"`{run['base_model']}`, a local folder" + (
             f", made from {made_from}" if made_from else ", not on the Hub"
         )
     yield "base model" if original == "model" else original, place
@@ -148,7 +148,7 @@ def _language(report: CompressionReport) -> str:
 def _where(report: CompressionReport) -> str:
     setting = report.setting
     threads = "1 thread" if setting.threads == 1 else f"{setting.threads} threads"
-    return f"{setting.device} with {threads}" if setting.device == "cpu" else str(setting.device)
+    return f"{setting.device}, {threads}" if setting.device.startswith("CPU") else setting.device
 
 
 def _several_teachers(run: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from server import TOKEN, Hub
 
+from kdnlp.evaluation import tables
 from kdnlp.uploads import send
 
 
@@ -24,11 +25,19 @@ def hub(monkeypatch, tmp_path):
     monkeypatch.setattr(send, "WAITS_SECONDS", (0.0, 0.0))
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
+    # transformers keeps a client, and with it the address of an earlier test's server.
+    monkeypatch.setattr("transformers.utils.hub._hf_api", None, raising=False)
     with Hub() as server:
         template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         yield server
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Reports whose picture is an empty file, which takes a second less."""
+    monkeypatch.setattr(tables, "plot_report", lambda report, path: path.touch())
 
 
 @pytest.fixture

@@ -35,7 +35,8 @@ def stock_upload_is_refused(monkeypatch):
 
 
 @pytest.mark.parametrize("row", ["finetuning", "distillation", "theseus"])
-def test_every_trainer_publishes_model_report_and_card(hub, row, tmp_path, stock_upload_is_refused):
+@pytest.mark.usefixtures("undrawn", "stock_upload_is_refused")
+def test_every_trainer_publishes_model_report_and_card(hub, row, tmp_path):
     folder = tmp_path / "run"
     (folder / "teacher").mkdir(parents=True)
     (folder / ".env").write_text("secret")
