@@ -20,6 +20,7 @@ _TOKENIZER = (
     *("sentencepiece.bpe.model", "source.spm", "target.spm", "prophetnet.tokenizer"),
     *("vocab-src.json", "vocab-tgt.json", "target_vocab.json", "entity_vocab.json"),
     *("byte_maps.json", "normalizer.json", "tekken.json"),
+    *("word_shape.json", "word_pronunciation.json"),
 )
 
 PUBLISHABLE: dict[str, tuple[str, ...]] = {

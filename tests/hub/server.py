@@ -2,7 +2,7 @@
 
 It keeps repositories, branches, commits and large files in memory, and notes every request, so
 that a test can say what arrived. Faults are put into it by hand: `cut` closes the connection in
-the middle of a request, `fail` answers with a status.
+the middle of a request, `lose` after it was served, `fail` answers with a status.
 """
 
 import base64
@@ -17,6 +17,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import yaml
 
 TOKEN = "hf_" + "loopback" * 4 + "ab"
+LOST = 0
 REGULAR_BYTES = 4096
 """Larger files, and weights of any size, go the way of large files."""
 
@@ -74,6 +75,10 @@ class Hub(ThreadingHTTPServer):
         """Answer the next requests whose path holds `path` with a status."""
         self.faults += [(method, path, status)] * times
 
+    def lose(self, method, path):
+        """Do what the next request whose path holds `path` asks, and close without an answer."""
+        self.faults.append((method, path, LOST))
+
     def add_repo(self, name, files=(), private=False):
         """A repository that is there already."""
         repo = self.repos[name] = Repo(private)
@@ -114,7 +119,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.shutdown(2)
             return
         self.body = self.read_chunks() if self.chunked() else self.rfile.read(length)
-        if fault:
+        self.lost = fault is not None and fault[2] == LOST
+        if fault and not self.lost:
             self.answer(fault[2], {"error": "a fault of the test"})
             return
         for method, pattern, action in _ROUTES:
@@ -139,6 +145,10 @@ class _Handler(BaseHTTPRequestHandler):
         return body
 
     def answer(self, status, body=b"", **headers):
+        if self.lost:
+            self.close_connection = True
+            self.connection.shutdown(2)
+            return
         if not isinstance(body, bytes):
             body = json.dumps(body).encode()
             headers.setdefault("Content-Type", "application/json")

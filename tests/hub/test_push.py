@@ -6,14 +6,16 @@ import sys
 
 import pytest
 import torch
+import transformers
 from huggingface_hub import ModelCard
 from server import TOKEN
 from settings import tiny_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
 from kdnlp.cli import main
 from kdnlp.data.synthetic import build_tokenizer
-from kdnlp.uploads.publishable import publishable_files
+from kdnlp.uploads.publishable import PUBLISHABLE, publishable_files
 
 CARD = """---
 library_name: transformers
@@ -180,6 +182,16 @@ def test_a_name_alone_is_one_of_the_tokens_owner(hub, folder):
     assert hub.names("me/small") == PLAIN
 
 
+@pytest.mark.slow
+def test_whatever_a_tokenizer_of_transformers_writes_may_go():
+    names = set()
+    for classes in TOKENIZER_MAPPING_NAMES.values():
+        for name in [classes] if isinstance(classes, str) else classes or ():
+            names |= set(getattr(getattr(transformers, name), "vocab_files_names", {}).values())
+    assert len(names) > 20
+    assert names <= set(PUBLISHABLE["tokenizer"])
+
+
 # What may go wrong.
 
 
@@ -253,7 +265,9 @@ def test_a_hub_that_stays_away_leaves_nothing_half_made_and_the_next_try_ends_it
 
 
 def test_a_commit_whose_answer_was_lost_is_not_made_twice(hub, folder):
+    hub.lose("POST", "/commit/")
     push(folder)
+    assert hub.faults == []
     push(folder)
     assert hub.repos["me/small"].messages == ["initial commit", "Upload model"]
 
