@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 from transformers import TrainingArguments
+from transformers.trainer_utils import HubStrategy
 
 from kdnlp.checkpoints import LAST_WHOLE, find_checkpoint
 
@@ -91,6 +92,14 @@ class CompressionTrainingArguments(TrainingArguments):
                 "enable_jit_checkpoint=True saves in the middle of a step, seconds after SIGTERM "
                 "and on each process by itself; what resumes from there is another run. Leave it "
                 "out: SIGTERM ends a step, saves on all processes and exits, without it."
+            )
+        strategy = HubStrategy(self.hub_strategy)
+        if self.push_to_hub and strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):
+            raise ValueError(
+                f"Expected hub_strategy=end or every_save, got {strategy.value}. It would publish "
+                "optimizer and random states, and training_args.bin, which is a pickle with the "
+                "paths of this machine. every_save publishes the model of every checkpoint, and "
+                "each stays at its commit."
             )
 
     def __getstate__(self) -> dict[str, Any]:

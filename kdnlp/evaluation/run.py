@@ -1,8 +1,10 @@
 """How a model came about, as plain values for the report and the card."""
 
+import platform
 from dataclasses import fields
 from typing import Any
 
+import datasets
 import torch
 import transformers
 from transformers import TrainingArguments
@@ -61,10 +63,13 @@ def describe_run(trainer: CompressionTrainer, task: Task, **more: Any) -> dict[s
         "text_columns": list(task.text_columns),
         "label_names": list(task.label_names or ()),
         "max_length": task.max_length,
+        "train_rows": getattr(trainer.train_dataset, "num_rows", None),
         "versions": {
             "kdnlp": kdnlp.__version__,
             "transformers": transformers.__version__,
             "torch": torch.__version__,
+            "datasets": datasets.__version__,
+            "python": platform.python_version(),
         },
         **more,
     }
