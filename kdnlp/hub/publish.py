@@ -68,6 +68,7 @@ def publish_results(
             max_seconds=max_seconds,
             run=facts,
             device=args.device,
+            history=trainer.state.log_history,
         )
         report.save(str(args.output_dir))
         own_name = Path(str(args.output_dir)).resolve().name
