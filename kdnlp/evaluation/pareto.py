@@ -81,7 +81,8 @@ def save_pareto(report: CompressionReport, folder: str | os.PathLike[str]) -> No
     names, scores = zip(*((m.name, 100 * m.score) for m in report.models), strict=True)
     costs = {name: [cost(m) for m in report.models] for name, cost in cost_axes(report).items()}
     label = f"{' and '.join(report.metric_names)}, %"
-    save_figure(lambda: draw_scores(costs, scores, names, label), target, "pareto")
+    title = f"{report.task}, {report.setting.sequence_length} tokens, {report.setting.device}"
+    save_figure(lambda: draw_scores(costs, scores, names, label, title=title), target, "pareto")
     lines = [f"# {report.task}: which model to take", ""]
     lines += [*markdown_table(HEADER, pareto_rows(report)), ""]
     lines += [

@@ -73,7 +73,12 @@ def drawable(report: CompressionReport) -> dict[str, str]:
 
 
 def draw_scores(
-    costs: Mapping[str, Sequence[float]], scores: Sequence[float], names: Sequence[str], label: str
+    costs: Mapping[str, Sequence[float]],
+    scores: Sequence[float],
+    names: Sequence[str],
+    label: str,
+    errors: Sequence[float] | None = None,
+    title: str = "",
 ) -> "Figure":
     """Scores against costs, a panel for each, with the line that no model is better than.
 
@@ -82,12 +87,26 @@ def draw_scores(
         scores: in percent, in the same order.
         names: the models.
         label: of the axis of the scores.
+        errors: half the length of the bar on each score, in percent; `None` draws none.
+        title: what was measured, above the plot.
     """
     columns = min(2, len(costs))
     lines = -(-len(costs) // columns)
-    figure, panels = _panels(lines, columns, 0.8 + 2.6 * lines)
+    figure, panels = _panels(lines, columns, 0.8 + 2.6 * lines, sharey=True)
     for panel, (axis, values) in zip(panels.flat, costs.items(), strict=False):
         front = pareto_front(values, scores)
+        for position, name in enumerate(names):
+            panel.errorbar(
+                values[position],
+                scores[position],
+                errors[position] if errors else None,
+                marker=MARKERS[position % len(MARKERS)],
+                capsize=3,
+                color=COLOURS[position % len(COLOURS)],
+                markersize=8,
+                linestyle="none",
+                label=name,
+            )
         panel.plot(
             [values[i] for i in front],
             [scores[i] for i in front],
@@ -96,16 +115,6 @@ def draw_scores(
             zorder=1,
             label="none better for its cost",
         )
-        for position, name in enumerate(names):
-            panel.plot(
-                values[position],
-                scores[position],
-                MARKERS[position % len(MARKERS)],
-                color=COLOURS[position % len(COLOURS)],
-                markersize=8,
-                linestyle="none",
-                label=name,
-            )
         panel.set_xlabel(axis)
         panel.set_xlim(0, 1.1 * max(values) or 1)
         panel.margins(y=0.2)
@@ -113,7 +122,8 @@ def draw_scores(
         panel.set_visible(False)
     for row in panels:
         row[0].set_ylabel(label)
-    _legend_below(figure, panels.flat[0], most=4)
+    figure.suptitle(title, fontsize=10)
+    _legend_below(figure, panels.flat[0], most=3)
     return figure
 
 
@@ -157,13 +167,9 @@ def _draw_report(report: CompressionReport) -> "Figure":
     costs = {name: [cost_axes(report)[name](m) for m in report.models] for name in latencies}
     metrics = " and ".join(report.metric_names)
     label = f"{metrics}, %" if len(report.metric_names) == 1 else f"mean of {metrics}, %"
-    figure = draw_scores(costs, scores, [model.name for model in report.models], label)
     setting = report.setting
-    figure.suptitle(
-        f"{report.task}: {setting.sequence_length} tokens, {setting.device}, {setting.dtype}",
-        fontsize=10,
-    )
-    return figure
+    title = f"{report.task}: {setting.sequence_length} tokens, {setting.device}, {setting.dtype}"
+    return draw_scores(costs, scores, [m.name for m in report.models], label, title=title)
 
 
 def _draw_training(report: CompressionReport) -> "Figure":
@@ -180,7 +186,7 @@ def _draw_training(report: CompressionReport) -> "Figure":
             markevery=max(1, len(points) // 20),
             linewidth=1.2,
             color=COLOURS[position % len(COLOURS)],
-            label="loss that is trained on" if name == "loss" else name.replace("loss_", "loss: "),
+            label="weighted sum" if name == "loss" else name.replace("loss_", "part: "),
         )
     values = [value for points in losses.values() for _, value in points]
     if min(values) > 0 and max(values) > 30 * min(values):
@@ -237,7 +243,7 @@ def _panels(lines: int, columns: int, height: float, **options: Any) -> tuple["F
 
 def _legend_below(figure: "Figure", panel: "Axes", most: int) -> None:
     handles, labels = panel.get_legend_handles_labels()
-    columns = min(most, len(labels))
+    columns = -(-len(labels) // -(-len(labels) // most))  # as many in every line
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
 
 

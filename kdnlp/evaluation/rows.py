@@ -89,10 +89,9 @@ def _row(
 
 
 def _scores(report: CompressionReport) -> Iterator[ReportRow]:
-    metrics = KIND_METRICS.get(report.run.get("task_kind", ""), {})
     for split, values in report.original.metrics.items():
         for name in (name for name in report.metric_names if name in values):
-            what = metrics[name].description_text if name in metrics else "The task's metric."
+            what = _what_a_metric_is(report, name)
             yield _row(
                 report,
                 f"{name}, %{_of_split(report, split)}",
@@ -105,6 +104,14 @@ def _scores(report: CompressionReport) -> Iterator[ReportRow]:
     if len(report.models) > 1:
         how = f"The score as percent of the {report.original.name}'s."
         yield _row(report, "score kept, %", lambda m: _percent(report, m), how)
+
+
+def _what_a_metric_is(report: CompressionReport, name: str) -> str:
+    positive = report.run.get("positive_class")
+    if name == "f1" and positive is not None:
+        return f"F1 of the class {positive}."
+    metrics = KIND_METRICS.get(report.run.get("task_kind", ""), {})
+    return metrics[name].description_text if name in metrics else "The task's metric."
 
 
 def _measured_on(report: CompressionReport, split: str) -> str:

@@ -60,6 +60,7 @@ def describe_run(trainer: CompressionTrainer, task: Task, **more: Any) -> dict[s
         "remote_code": has_own_code(trainer.student),
         "text_columns": list(task.text_columns),
         "label_names": list(task.label_names or ()),
+        "positive_class": _positive_class(task),
         "max_length": task.max_length,
         "versions": {
             "kdnlp": kdnlp.__version__,
@@ -68,6 +69,13 @@ def describe_run(trainer: CompressionTrainer, task: Task, **more: Any) -> dict[s
         },
         **more,
     }
+
+
+def _positive_class(task: Task) -> str | None:
+    """The name of the class that F1 is of, where it is that of one class."""
+    names = task.label_names or ()
+    one = task.kind == "single_label_classification" and len(names) == 2
+    return names[task.positive_class] if one else None
 
 
 def _arguments(trainer: CompressionTrainer) -> dict[str, Any]:

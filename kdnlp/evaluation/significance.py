@@ -184,7 +184,7 @@ def paired_seeds(differences: Sequence[float]) -> tuple[float, float, float] | N
         and steady difference can be told from chance.
     """
     values = np.asarray(differences, np.float64)
-    if len(values) < 2 or np.ptp(values) == 0:
+    if len(values) < 2 or np.ptp(values) < 1e-12:  # what rounding leaves is no spread
         return None
     result = stats.ttest_1samp(values, 0.0)
     bounds = result.confidence_interval(CONFIDENCE)

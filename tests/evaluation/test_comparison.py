@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from test_report import account, small_report
 
-from kdnlp.evaluation.comparison import compare, comparison_rows, save_comparison
+from kdnlp.evaluation.comparison import compare
+from kdnlp.evaluation.comparison_files import comparison_rows, save_comparison
 
 
 def run(method, seed, scores, layers=2):
