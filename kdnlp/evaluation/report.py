@@ -122,6 +122,7 @@ class CompressionReport:
         stack: str | None = None,
         device: torch.device | str | None = None,
         history: Sequence[Mapping[str, Any]] = (),
+        module_ms: Mapping[str, Mapping[str, float]] | None = None,
     ) -> "CompressionReport":
         """Profile the models side by side and join that with their metrics.
 
@@ -137,6 +138,7 @@ class CompressionReport:
             stack: `"encoder"` or `"decoder"`, for models that have both.
             device: where the latencies are measured; `None` is where the first model lies.
             history: what the trainer logged, `trainer.state.log_history`.
+            module_ms: by model, the milliseconds that each part of it takes, where it was measured.
 
         Raises:
             ValueError: if a model has no metrics, or the sequence is longer than a model allows.
@@ -162,6 +164,7 @@ class CompressionReport:
             run=dict(run or {}),
             tests=fidelity.tests,
             absent=fidelity.absent,
+            module_ms={name: dict(parts) for name, parts in (module_ms or {}).items()},
             history=tuple(_finite(entry) for entry in history),
             predictions=fidelity.predictions,
         )

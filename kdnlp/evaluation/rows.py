@@ -134,8 +134,8 @@ _FIGURES = {
         "KL from the {original}, nats",
         1,
         "{:.3f}",
-        "KL({original} || model) of the predicted probabilities at temperature 1, the mean over "
-        "rows, and over labels where a row has several.",
+        "Kullback-Leibler divergence of the model's predicted probabilities from the {original}'s "
+        "at temperature 1, the mean over rows, and over labels where a row has several.",
     ),
     "correlation": (
         "correlation with the {original}",

@@ -1,5 +1,7 @@
 """A report as text: a table for the terminal, and a page of markdown."""
 
+from collections.abc import Sequence
+
 from rich.table import Table
 
 from kdnlp.evaluation.report import CompressionReport
@@ -17,6 +19,11 @@ def report_rows(report: CompressionReport) -> list[tuple[str, ...]]:
 def how_measured(report: CompressionReport) -> list[tuple[str, str]]:
     """For every row of the report, how its figures were measured."""
     return [(row.label, row.how) for row in rows_of(report)]
+
+
+def how_table(report: CompressionReport) -> list[str]:
+    """The same as lines of a markdown table."""
+    return _table(("figure", "how"), [":--", ":--"], how_measured(report))
 
 
 def report_table(report: CompressionReport) -> Table:
@@ -47,7 +54,7 @@ def report_markdown(report: CompressionReport) -> str:
     for name, title in drawable(report).items():
         lines += [f"![{title}]({name}.png)", ""]
     lines += ["## How each figure was measured", ""]
-    lines += [*_aligned_left(("figure", "how"), how_measured(report)), ""]
+    lines += [*how_table(report), ""]
     lines += [f"- {line}" for line in absent_lines(report)]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -72,12 +79,6 @@ def setting_line(report: CompressionReport) -> str:
     )
 
 
-def _aligned_left(header: tuple[str, ...], rows: list[tuple[str, str]]) -> list[str]:
-    return _table(header, [":--"] * len(header), rows)
-
-
-def _table(
-    header: tuple[str, ...], rule: list[str], rows: list[tuple[str, ...]] | list[tuple[str, str]]
-) -> list[str]:
+def _table(header: tuple[str, ...], rule: list[str], rows: Sequence[tuple[str, ...]]) -> list[str]:
     escaped = [[cell.replace("|", "\\|") for cell in cells] for cells in (header, rule, *rows)]
     return [f"| {' | '.join(cells)} |" for cells in escaped]

@@ -7,8 +7,10 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from kdnlp.data.glue import HUB_DATASET
 from kdnlp.data.preparation import KINDS
+from kdnlp.evaluation.plots import drawable
 from kdnlp.evaluation.report import CompressionReport, ModelAccount
-from kdnlp.evaluation.tables import markdown_table, report_rows, setting_line
+from kdnlp.evaluation.rows import absent_lines
+from kdnlp.evaluation.tables import how_table, markdown_table, report_rows, setting_line
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
 
@@ -57,6 +59,9 @@ def build_card(
         summary=_summary(report, name, base_model),
         table=markdown_table(("", *(m.name for m in report.models)), report_rows(report)),
         setting=setting_line(report),
+        plots=drawable(report),
+        hows=how_table(report),
+        absent=absent_lines(report),
         eval_splits=list(report[name].metrics),
         run=run,
         baseline="baseline" if any(m.name == "baseline" for m in report.models) else None,

@@ -78,6 +78,12 @@ def test_one_report_and_one_front_hold_all_of_them(ladder_of_two):
     for depth in (3, 1):
         own = CompressionReport.load(ladder_of_two / f"{depth}-layers")
         assert own["student"].metrics == report[f"{depth} layer{'s' * (depth > 1)}"].metrics
+        assert own["student"].behaviour == report[f"{depth} layer{'s' * (depth > 1)}"].behaviour
+        assert 0 < own["student"].behaviour["validation"]["agreement"] <= 1
+    assert [(test.model, test.against) for test in report.tests] == [
+        ("3 layers", "teacher"),
+        ("1 layer", "teacher"),
+    ]
     assert "| 1 layer | 1 |" in (ladder_of_two / "pareto.md").read_text()
     with Image.open(ladder_of_two / "pareto.png") as image:
         assert image.width > 1000
