@@ -8,11 +8,18 @@ from settings import TRAINER_ROWS, build_trainer, tiny_model
 
 from kdnlp.data.glue import GLUE_TASKS
 from kdnlp.data.task import Task
+from kdnlp.evaluation import plots
 from kdnlp.evaluation.report import CompressionReport
 from kdnlp.hub.card import build_card
 from kdnlp.hub.publish import publish_results
 
 TASK = Task("own", ("text",), ("no", "yes"), ("accuracy",), max_length=8)
+
+
+@pytest.fixture(autouse=True)
+def _no_plot(monkeypatch):
+    """Drawing takes longer than training here."""
+    monkeypatch.setattr(plots, "save_plots", lambda report, folder: None)
 
 
 def scores(value, metrics=("accuracy",)):
