@@ -74,8 +74,8 @@ _DESCRIPTIONS = {
     "student learns the labels and the teacher's soft answers.",
 }
 _OUTPUT = (
-    " OUTPUT_DIR then holds a plain transformers model and tokenizer, report.json, report.md, "
-    "report.png and a model card."
+    " OUTPUT_DIR then holds a plain transformers model and tokenizer, a model card, and the report "
+    "as report.md, report.html, report.json and plots."
 )
 
 

@@ -29,6 +29,7 @@ from kdnlp.cli.steps import (
 )
 from kdnlp.data.task import Task
 from kdnlp.evaluation.evaluate import evaluate_model
+from kdnlp.evaluation.kept import Evaluation
 from kdnlp.evaluation.pareto import PARETO_PLOT, pareto_rows, save_pareto
 from kdnlp.evaluation.report import CompressionReport, Metrics
 from kdnlp.hub.publish import publish_results
@@ -177,7 +178,10 @@ def report_all(
         rung.name: load_finetuned(rung.folder, task, trust_remote_code=trusted)[0] for rung in rungs
     }
     reports = {rung.name: CompressionReport.load(rung.folder) for rung in rungs}
-    metrics = {name: report["student"].metrics for name, report in reports.items()}
+    metrics = {
+        name: Evaluation(report["student"].metrics, report.predictions.get("student"))
+        for name, report in reports.items()
+    }
     length = options.report_length or min(r.setting.sequence_length for r in reports.values())
     depths = ",".join(str(rung.depth) for rung in rungs)
     report = CompressionReport.measure(
@@ -185,7 +189,12 @@ def report_all(
         {"teacher": original, **metrics},
         replace(task, max_length=length),
         max_seconds=options.report_seconds,
-        run={"method": "distillation", "seed": args.seed, "ladder": depths},
+        run={
+            "method": "distillation",
+            "task_kind": task.kind,
+            "seed": args.seed,
+            "ladder": depths,
+        },
         device=args.device,
     )
     report.save(str(args.output_dir))

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from kdnlp.evaluation.comparison import compare, comparison_table, save_comparison
+from kdnlp.evaluation.against import judge
+from kdnlp.evaluation.comparison import compare
+from kdnlp.evaluation.comparison_files import comparison_tables, save_comparison
 from kdnlp.evaluation.report import CompressionReport
 from kdnlp.evaluation.tables import report_table
 
@@ -15,18 +17,28 @@ def main(command: str, argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog=f"kdnlp {command}",
         description="Print the report that a run left in its output_dir. Of several runs, print "
-        "one table: a row per task and model, with mean and standard deviation over the runs.",
+        "one table: a row per task and model, with mean and standard deviation over the runs; and "
+        "whether the models differ by more than chance, over seeds and over rows.",
     )
     parser.add_argument("folders", nargs="+", metavar="DIR", help="output_dir of a run")
     parser.add_argument(
-        "--output_dir", help="also write the comparison there, as comparison.md and .json"
+        "--output_dir",
+        help="also write the comparison there, as comparison.md, .json, .html, .png and .svg",
+    )
+    parser.add_argument(
+        "--against",
+        metavar="MODEL",
+        help="test all others against this model, named as in the table; default the baseline of "
+        "the same run, and of runs without one the first model that was made",
     )
     options = parser.parse_args(argv)
     reports = [CompressionReport.load(folder) for folder in options.folders]
-    if len(reports) == 1 and options.output_dir is None:
+    if len(reports) == 1 and options.output_dir is None and options.against is None:
         Console().print(report_table(reports[0]))
         return
     rows = compare(reports)
-    Console().print(comparison_table(rows))
+    tests = judge(rows, options.against)
+    for table in comparison_tables(rows, tests):
+        Console().print(table)
     if options.output_dir is not None:
-        save_comparison(rows, options.output_dir)
+        save_comparison(rows, options.output_dir, tests)

@@ -4,32 +4,21 @@ Runs are pooled where they differ in nothing but the seed; settings that differ 
 """
 
 import json
-import os
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 
+from kdnlp.evaluation.fidelity import BASELINE
 from kdnlp.evaluation.report import CompressionReport
 from kdnlp.evaluation.run import SHARED_ARGUMENTS
-from kdnlp.evaluation.tables import markdown_table
-from kdnlp.files import replace_text
 
-HEADER = ("task", "model", "blocks", "score, %", "kept, %", "FLOPs", "speed-up", "runs")
 _MADE_BY_THE_RUN = ("successor", "student", "model")
 """Names that say nothing of the method; the method is added to them."""
 
 _BUDGET = ("optimizer_steps", "precision", "max_length")
 """What else of a run decides what any training in it gives."""
-
-CAPTION = (
-    "Score: the mean of the task's metrics. Kept: percent of the original's score, run by run. "
-    "Mean and standard deviation over the runs. FLOPs and speed-up: how many times less than the "
-    "original, the speed-up by median latency at each batch size."
-)
 
 
 @dataclass(frozen=True)
@@ -46,6 +35,10 @@ class ComparisonRow:
         retention: percent of the original's score in each run; `None` for an original.
         flops_ratio: how many times fewer FLOPs than the original.
         speedups: by batch size, the mean over runs of the original's median latency over its own.
+        agreement: share of rows answered as the original does, the mean over splits, in each run;
+            `None` for an original, and where a run does not tell it.
+        calibration_error: expected calibration error, likewise.
+        members: the reports that hold it, in the order of `seeds`, and its name in each.
     """
 
     task: str
@@ -56,6 +49,16 @@ class ComparisonRow:
     retention: tuple[float, ...] | None
     flops_ratio: float
     speedups: dict[str, float]
+    agreement: tuple[float, ...] | None = None
+    calibration_error: tuple[float, ...] | None = None
+    members: tuple[tuple[CompressionReport, str], ...] = field(
+        default=(), compare=False, repr=False
+    )
+
+    @property
+    def is_original(self) -> bool:
+        """Whether it is what its runs compressed."""
+        return all(is_original(report, name) for report, name in self.members)
 
 
 def compare(reports: Sequence[CompressionReport]) -> list[ComparisonRow]:
@@ -77,43 +80,6 @@ def compare(reports: Sequence[CompressionReport]) -> list[ComparisonRow]:
         for key, same in rows.items()
         for group in same.values()
     ]
-
-
-def comparison_rows(rows: Sequence[ComparisonRow]) -> list[tuple[str, ...]]:
-    """Cells of text in the order of `HEADER`."""
-    return [
-        (
-            row.task,
-            row.model,
-            str(row.num_layers),
-            _spread([100 * score for score in row.scores]),
-            "-" if row.retention is None else _spread(row.retention),
-            f"{row.flops_ratio:.2f}x",
-            " / ".join(f"{ratio:.2f}x" for ratio in row.speedups.values()),
-            str(len(row.scores)),
-        )
-        for row in rows
-    ]
-
-
-def comparison_table(rows: Sequence[ComparisonRow]) -> Table:
-    """The comparison as a table for the terminal."""
-    table = Table(title="runs compared", caption=CAPTION)
-    for column in HEADER:
-        table.add_column(column, overflow="fold")
-    for cells in comparison_rows(rows):
-        table.add_row(*cells)
-    return table
-
-
-def save_comparison(rows: Sequence[ComparisonRow], folder: str | os.PathLike[str]) -> None:
-    """Write `comparison.md` and `comparison.json` into `folder`."""
-    target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
-    lines = [*markdown_table(HEADER, comparison_rows(rows)), "", CAPTION, ""]
-    replace_text(target / "comparison.md", "\n".join(lines))
-    text = json.dumps([asdict(row) for row in rows], indent=2)
-    replace_text(target / "comparison.json", f"{text}\n")
 
 
 def _label(report: CompressionReport, name: str) -> str:
@@ -142,17 +108,18 @@ def _settings(report: CompressionReport, name: str) -> dict[str, Any]:
     A report does not tell it of an original. A baseline learned from the labels alone.
     """
     run, arguments = report.run, report.run.get("arguments", {})
-    if _is_original(report, name):
+    if is_original(report, name):
         return {}
-    own = SHARED_ARGUMENTS if name == "baseline" else tuple(arguments)
+    own = SHARED_ARGUMENTS if name == BASELINE else tuple(arguments)
     settings = {n: arguments[n] for n in own if n in arguments and n != "seed"}
     settings |= {n: run[n] for n in _BUDGET if n in run}
-    if name != "baseline":
+    if name != BASELINE:
         settings |= {f"loss {n}": config for n, config in run.get("losses", {}).items()}
     return settings
 
 
-def _is_original(report: CompressionReport, name: str) -> bool:
+def is_original(report: CompressionReport, name: str) -> bool:
+    """Whether a model is what the run compressed, and not what it made."""
     return name == report.original.name and name not in _MADE_BY_THE_RUN
 
 
@@ -184,13 +151,26 @@ def _row(
         retention=tuple(k for k in kept if k is not None) or None,
         flops_ratio=first.ratios(name)["flops"],
         speedups=_mean_speedups([r.ratios(name) for r in runs.values()]),
+        agreement=_figure("agreement", runs.values(), name),
+        calibration_error=_figure("calibration_error", runs.values(), name),
+        members=tuple((r, name) for r in runs.values()),
     )
+
+
+def _figure(
+    figure: str, reports: Iterable[CompressionReport], name: str
+) -> tuple[float, ...] | None:
+    """The mean over splits in each run; `None` where not every run tells it."""
+    values = [[own.get(figure) for own in r[name].behaviour.values()] for r in reports]
+    if not all(own and None not in own for own in values):
+        return None
+    return tuple(float(np.mean(own)) for own in values)  # type: ignore[arg-type]
 
 
 def _identity(report: CompressionReport, name: str) -> tuple[Any, float]:
     """Equal for one model that two reports hold; the seed of a run is not its original's."""
     run = report.run
-    which = run.get("base_model") if _is_original(report, name) else run["seed"]
+    which = run.get("base_model") if is_original(report, name) else run["seed"]
     return which, report[name].score
 
 
@@ -201,8 +181,3 @@ def _mean_speedups(ratios: list[dict[str, float]]) -> dict[str, float]:
         key.removeprefix(prefix): float(np.mean([r[key] for r in ratios if key in r]))
         for key in sizes
     }
-
-
-def _spread(values: Sequence[Any]) -> str:
-    mean = f"{np.mean(values):.1f}"
-    return f"{mean} ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else mean

@@ -6,13 +6,11 @@ from pathlib import Path
 
 from kdnlp.evaluation.report import CompressionReport, ModelAccount
 from kdnlp.evaluation.tables import markdown_table
-from kdnlp.files import replace_text, written_whole
+from kdnlp.files import replace_text
 
 PARETO_MARKDOWN, PARETO_PLOT = "pareto.md", "pareto.png"
 
 HEADER = ("model", "blocks", "score, %", "latency, ms", "size, MB", "GFLOPs", "worth having")
-
-_MARKERS = "osD^vPX*"
 
 
 def pareto_front(costs: Sequence[float], scores: Sequence[float]) -> list[int]:
@@ -75,11 +73,16 @@ def pareto_rows(report: CompressionReport) -> list[tuple[str, ...]]:
 
 
 def save_pareto(report: CompressionReport, folder: str | os.PathLike[str]) -> None:
-    """Write `pareto.md` and `pareto.png` into `folder`, each under its name once it is whole."""
+    """Write `pareto.md`, `pareto.png` and `pareto.svg` into `folder`, each whole or not at all."""
+    from kdnlp.evaluation.plots import draw_scores, save_figure
+
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    with written_whole(target / PARETO_PLOT) as plot:
-        plot_pareto(report, plot)
+    names, scores = zip(*((m.name, 100 * m.score) for m in report.models), strict=True)
+    costs = {name: [cost(m) for m in report.models] for name, cost in cost_axes(report).items()}
+    label = f"{' and '.join(report.metric_names)}, %"
+    title = f"{report.task}, {report.setting.sequence_length} tokens, {report.setting.device}"
+    save_figure(lambda: draw_scores(costs, scores, names, label, title=title), target, "pareto")
     lines = [f"# {report.task}: which model to take", ""]
     lines += [*markdown_table(HEADER, pareto_rows(report)), ""]
     lines += [
@@ -88,30 +91,3 @@ def save_pareto(report: CompressionReport, folder: str | os.PathLike[str]) -> No
         "",
     ]
     replace_text(target / PARETO_MARKDOWN, "\n".join(lines))
-
-
-def plot_pareto(report: CompressionReport, path: str | os.PathLike[str]) -> None:
-    """Draw the score against every cost, a panel each, with the front as a line; a PNG file."""
-    from matplotlib.figure import Figure
-
-    axes = cost_axes(report)
-    figure = Figure(figsize=(3.6 * len(axes), 3.9), dpi=150, layout="constrained")
-    panels = figure.subplots(1, len(axes), sharey=True, squeeze=False)[0]
-    scores = [100 * model.score for model in report.models]
-    for panel, (label, cost) in zip(panels, axes.items(), strict=True):
-        costs = [cost(model) for model in report.models]
-        front = pareto_front(costs, scores)
-        panel.plot([costs[i] for i in front], [scores[i] for i in front], color="0.6", zorder=1)
-        for number, model in enumerate(report.models):
-            marker = _MARKERS[number % len(_MARKERS)]
-            panel.plot(costs[number], scores[number], marker, markersize=9, label=model.name)
-        panel.set_xlabel(label)
-        panel.set_xlim(left=0, right=1.12 * max(costs))
-        panel.margins(y=0.2)
-        panel.grid(alpha=0.3)
-    panels[0].set_ylabel(f"{' and '.join(report.metric_names)}, %")
-    panels[-1].legend(loc="lower right", fontsize="small")
-    figure.suptitle(
-        f"{report.task}, {report.setting.sequence_length} tokens, {report.setting.device}"
-    )
-    figure.savefig(path, format="png")

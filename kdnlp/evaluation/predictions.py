@@ -35,11 +35,17 @@ def read_outputs(
     """
     if task.kind == "question_answering":
         return _read_answers(task, evaluation, features)
+    logits, labels = read_logits(evaluation)
+    return _decide(task, logits), labels
+
+
+def read_logits(evaluation: EvalPrediction) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Logits and labels of what a Trainer gathered, the first of each where there are several."""
     logits, labels = (
         np.asarray(values[0] if isinstance(values, tuple) else values)
         for values in (evaluation.predictions, evaluation.label_ids)
     )
-    return _decide(task, logits), labels
+    return logits, labels
 
 
 def as_metrics_take_them(task: Task, predictions: Any, references: Any) -> tuple[Any, Any]:

@@ -4,7 +4,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,22 @@ import torch
 from transformers import PreTrainedModel
 
 from kdnlp.data.task import Task
-from kdnlp.files import replace_text, written_whole
+from kdnlp.evaluation.fidelity import Fidelity, compare_answers
+from kdnlp.evaluation.kept import (
+    PREDICTIONS_FILE,
+    Predictions,
+    load_predictions,
+    save_predictions,
+)
+from kdnlp.evaluation.significance import PairedTest
+from kdnlp.files import replace_text
 from kdnlp.models.layers import find_layers
 from kdnlp.profiling.flops import flops_per_example
 from kdnlp.profiling.latency import LatencyRow, LatencySetting, describe_setting, measure_latency
 from kdnlp.profiling.size import count_parameters, weights_size_mb
 
-REPORT_JSON, REPORT_MARKDOWN, REPORT_PLOT = "report.json", "report.md", "report.png"
+REPORT_JSON, REPORT_MARKDOWN, REPORT_HTML = "report.json", "report.md", "report.html"
+HISTORY_JSON = "history.json"
 
 Metrics = Mapping[str, Mapping[str, float]]
 """Values by split and metric, as `kdnlp.evaluation.metrics.compute` returns them."""
@@ -38,6 +47,9 @@ class ModelAccount:
         size_mb: its weights as saved, in MB of 10^6 bytes, without the file's header.
         flops: floating-point operations per example of the report's length, 2 per multiply-add.
         latency: a row per batch size.
+        behaviour: by split, figures beside the scores, as fractions or in nats: see
+            `kdnlp.evaluation.behaviour.describe_behaviour`.
+        classes: by split and class, `accuracy` as a fraction, and the `rows` it is of.
     """
 
     name: str
@@ -48,6 +60,8 @@ class ModelAccount:
     size_mb: float
     flops: int
     latency: tuple[LatencyRow, ...]
+    behaviour: dict[str, dict[str, float]] = field(default_factory=dict)
+    classes: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
 
     @property
     def score(self) -> float:
@@ -65,6 +79,13 @@ class CompressionReport:
         models: the first one is the original, with which the others are compared.
         setting: the circumstances of the latencies; `sequence_length` holds for the FLOPs too.
         run: how the models came about: method, arguments, seed, steps, versions.
+        tests: whether scores differ by more than chance, of every model against the original and
+            against the baseline.
+        absent: by name, why a figure is not in the report.
+        module_ms: by model, the milliseconds that each part of it takes, where that was measured.
+        history: what the run logged, an entry a time, each with its `step`; in `history.json`.
+        predictions: by model and split, what the scores were computed from; in
+            `_predictions.safetensors`, which does not go to the Hub.
 
     Example:
         ```python
@@ -80,6 +101,13 @@ class CompressionReport:
     models: tuple[ModelAccount, ...]
     setting: LatencySetting
     run: dict[str, Any] = field(default_factory=dict)
+    tests: tuple[PairedTest, ...] = ()
+    absent: dict[str, str] = field(default_factory=dict)
+    module_ms: dict[str, dict[str, float]] = field(default_factory=dict)
+    history: tuple[dict[str, Any], ...] = ()
+    predictions: dict[str, dict[str, Predictions]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
 
     @classmethod
     def measure(
@@ -93,12 +121,15 @@ class CompressionReport:
         run: Mapping[str, Any] | None = None,
         stack: str | None = None,
         device: torch.device | str | None = None,
+        history: Sequence[Mapping[str, Any]] = (),
+        module_ms: Mapping[str, Mapping[str, float]] | None = None,
     ) -> "CompressionReport":
         """Profile the models side by side and join that with their metrics.
 
         Args:
             models: by name, the original first. They are left as they were.
-            metrics: by name, what each scored on every split; see `evaluate_model`.
+            metrics: by name, what each scored on every split. Of what `evaluate_model` returns,
+                predictions are compared too; plain values have none.
             task: the task that they solve.
             sequence_length: tokens per example for FLOPs and latency; the default is the task's.
             batch_sizes: batch sizes of the latencies.
@@ -106,6 +137,8 @@ class CompressionReport:
             run: what else the report should say, as plain values.
             stack: `"encoder"` or `"decoder"`, for models that have both.
             device: where the latencies are measured; `None` is where the first model lies.
+            history: what the trainer logged, `trainer.state.log_history`.
+            module_ms: by model, the milliseconds that each part of it takes, where it was measured.
 
         Raises:
             ValueError: if a model has no metrics, or the sequence is longer than a model allows.
@@ -118,16 +151,22 @@ class CompressionReport:
                 "or leave it out."
             )
         length = sequence_length or task.max_length
+        fidelity = compare_answers({name: metrics[name] for name in models}, task.metrics)
         rows = measure_latency(models, batch_sizes, length, device=device, max_seconds=max_seconds)
         return cls(
             task=task.name,
             metric_names=task.metrics,
             models=tuple(
-                _account(name, model, metrics[name], rows, length, stack)
+                _account(name, model, metrics[name], rows, length, stack, fidelity)
                 for name, model in models.items()
             ),
             setting=describe_setting(models, length, device),
             run=dict(run or {}),
+            tests=fidelity.tests,
+            absent=fidelity.absent,
+            module_ms={name: dict(parts) for name, parts in (module_ms or {}).items()},
+            history=tuple(_finite(entry) for entry in history),
+            predictions=fidelity.predictions,
         )
 
     @property
@@ -161,16 +200,18 @@ class CompressionReport:
         return ratios
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything in the report as plain values; `from_dict` reads it back."""
+        """Everything but history and predictions as plain values; `from_dict` reads it back."""
         compared = {
             model.name: {"retention_percent": self.retention(model.name), **self.ratios(model.name)}
             for model in self.models[1:]
         }
-        return {**asdict(self), "compared": compared}
+        values = asdict(replace(self, history=(), predictions={}))
+        del values["history"], values["predictions"]
+        return {**values, "compared": compared}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "CompressionReport":
-        """The report that `to_dict` described."""
+        """The report that `to_dict` described; what an earlier version left out is empty."""
         models = [
             ModelAccount(**{**m, "latency": tuple(LatencyRow(**row) for row in m["latency"])})
             for m in values["models"]
@@ -181,31 +222,44 @@ class CompressionReport:
             models=tuple(models),
             setting=LatencySetting(**values["setting"]),
             run=dict(values["run"]),
+            tests=tuple(PairedTest(**test) for test in values.get("tests", ())),
+            absent=dict(values.get("absent", {})),
+            module_ms=dict(values.get("module_ms", {})),
         )
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write `report.json`, `report.md` and `report.png` into `folder`.
+        """Write the report into `folder`, for people, for programs, and to be drawn again.
 
-        Each file appears under its name once it is whole, the JSON last.
+        `report.md` and `report.html`, with the plots as PNG and SVG; `report.json`, `history.json`
+        and the predictions. Each file appears under its name once it is whole, `report.json` last;
+        those of an earlier report for which there is nothing now are removed.
         """
-        from kdnlp.evaluation.tables import plot_report, report_markdown
+        from kdnlp.evaluation.html import report_html
+        from kdnlp.evaluation.plots import save_plots
+        from kdnlp.evaluation.tables import report_markdown
 
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
-        with written_whole(target / REPORT_PLOT) as plot:
-            plot_report(self, plot)
+        save_plots(self, target)
         replace_text(target / REPORT_MARKDOWN, report_markdown(self))
-        # NaN is no JSON: readers in other languages would refuse the file.
-        text = json.dumps(self.to_dict(), indent=2, allow_nan=False)
-        replace_text(target / REPORT_JSON, f"{text}\n")
+        replace_text(target / REPORT_HTML, report_html(self, target))
+        if self.history:
+            replace_text(target / HISTORY_JSON, _json(self.history))
+        else:
+            (target / HISTORY_JSON).unlink(missing_ok=True)
+        if self.predictions:
+            save_predictions(self.predictions, target / PREDICTIONS_FILE)
+        else:
+            (target / PREDICTIONS_FILE).unlink(missing_ok=True)
+        replace_text(target / REPORT_JSON, _json(self.to_dict()))
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> "CompressionReport":
-        """Read the `report.json` in `folder`.
+        """Read the `report.json` in `folder`, with history and predictions where they are kept.
 
         Raises:
             FileNotFoundError: if there is none.
-            ValueError: if it is not a report.
+            ValueError: if it is not a report, or what lies beside it is damaged.
         """
         path = Path(folder, REPORT_JSON)
         if not path.is_file():
@@ -213,13 +267,17 @@ class CompressionReport:
                 f"Expected {REPORT_JSON} in {os.fspath(folder)}, found none. It is written at the "
                 "end of `kdnlp theseus`, `distill`, `finetune` and `demo`; name their output_dir."
             )
+        history, predictions = path.with_name(HISTORY_JSON), path.with_name(PREDICTIONS_FILE)
         try:
-            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
+            report = cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
+            entries = json.loads(history.read_text(encoding="utf-8")) if history.is_file() else ()
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(
                 f"{path} does not hold a compression report: {error!r}. It may have been written "
                 "by another version; run the command again."
             ) from error
+        kept = load_predictions(predictions) if predictions.is_file() else {}
+        return replace(report, history=tuple(entries), predictions=kept)
 
 
 def _account(
@@ -229,6 +287,7 @@ def _account(
     rows: Sequence[LatencyRow],
     sequence_length: int,
     stack: str | None,
+    fidelity: Fidelity,
 ) -> ModelAccount:
     parameters = count_parameters(model)
     return ModelAccount(
@@ -240,7 +299,23 @@ def _account(
         size_mb=weights_size_mb(model),
         flops=flops_per_example(model, sequence_length).flops,
         latency=tuple(row for row in rows if row.model == name),
+        behaviour=fidelity.behaviour.get(name, {}),
+        classes=fidelity.classes.get(name, {}),
     )
+
+
+def _finite(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """A logged entry without what is no number: JSON has none, and no plot could show it."""
+    return {
+        name: value
+        for name, value in entry.items()
+        if not isinstance(value, float) or math.isfinite(value)
+    }
+
+
+def _json(values: Any) -> str:
+    # NaN is no JSON: readers in other languages would refuse the file.
+    return f"{json.dumps(values, indent=2, allow_nan=False)}\n"
 
 
 def _ratio(before: float, after: float) -> float:

@@ -62,6 +62,7 @@ def describe_run(trainer: CompressionTrainer, task: Task, **more: Any) -> dict[s
         "remote_code": has_own_code(trainer.student),
         "text_columns": list(task.text_columns),
         "label_names": list(task.label_names or ()),
+        "positive_class": _positive_class(task),
         "max_length": task.max_length,
         "train_rows": getattr(trainer.train_dataset, "num_rows", None),
         "versions": {
@@ -73,6 +74,13 @@ def describe_run(trainer: CompressionTrainer, task: Task, **more: Any) -> dict[s
         },
         **more,
     }
+
+
+def _positive_class(task: Task) -> str | None:
+    """The name of the class that F1 is of, where it is that of one class."""
+    names = task.label_names or ()
+    one = task.kind == "single_label_classification" and len(names) == 2
+    return names[task.positive_class] if one else None
 
 
 def _arguments(trainer: CompressionTrainer) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The model card: assembled from the report of the run, never written by hand."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +8,10 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from kdnlp.data.glue import HUB_DATASET
 from kdnlp.data.preparation import KINDS
+from kdnlp.evaluation.plots import drawable
 from kdnlp.evaluation.report import CompressionReport, ModelAccount
-from kdnlp.evaluation.tables import markdown_table, report_rows, setting_line
+from kdnlp.evaluation.rows import absent_lines
+from kdnlp.evaluation.tables import how_table, markdown_table, report_rows, setting_line
 from kdnlp.hub.sections import (
     how_to_call,
     limits,
@@ -32,11 +34,7 @@ GLUE_CITATION = """@inproceedings{wang2019glue,
 
 
 def build_card(
-    report: CompressionReport,
-    name: str,
-    repo_id: str,
-    license: str | None = None,
-    pictures: Sequence[str] = (),
+    report: CompressionReport, name: str, repo_id: str, license: str | None = None
 ) -> ModelCard:
     """The card of one model of a report.
 
@@ -47,7 +45,6 @@ def build_card(
         name: the model's name in the report, such as `successor`.
         repo_id: what the model is called on the Hub.
         license: the licence's Hub id; `None` is that of the base model, where it is known.
-        pictures: names of pictures beside the card.
 
     Returns:
         A card that `check_card` has taken: whole, and with metadata that the Hub's classes take.
@@ -65,7 +62,9 @@ def build_card(
         table=markdown_table(("measured", *(m.name for m in report.models)), report_rows(report)),
         setting=setting_line(report),
         scores=scores(report, name),
-        pictures=pictures,
+        plots=drawable(report),
+        hows=how_table(report),
+        absent=absent_lines(report),
         trust=", trust_remote_code=True" if run.get("remote_code") else "",
         auto_class=KINDS[run["task_kind"]].auto_class,
         labels=run["label_names"],

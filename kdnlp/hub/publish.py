@@ -75,19 +75,14 @@ def publish_results(
             max_seconds=max_seconds,
             run=facts,
             device=args.device,
+            history=trainer.state.log_history,
         )
         report.save(str(args.output_dir))
-        pictures = report_pictures(Path(str(args.output_dir)))
         own_name = Path(str(args.output_dir)).resolve().name
         repo_id = getattr(trainer, "hub_model_id", None) or args.hub_model_id or own_name
-        trainer.model_card = str(build_card(report, name, repo_id, license, pictures))
+        trainer.model_card = str(build_card(report, name, repo_id, license))
     trainer.accelerator.wait_for_everyone()
     trainer.create_model_card()
     if args.push_to_hub:
         trainer.push_to_hub()
     return report
-
-
-def report_pictures(folder: Path) -> list[str]:
-    """The names of the pictures that a report has left in a folder."""
-    return sorted(path.name for kind in ("*.png", "*.svg") for path in folder.glob(kind))

@@ -21,7 +21,8 @@ from kdnlp.cli import compress, demo, main, steps
 from kdnlp.cli.options import DataOptions
 from kdnlp.data.synthetic import build_config, build_tokenizer, generate
 from kdnlp.data.tables import read_tables
-from kdnlp.evaluation import tables
+from kdnlp.evaluation import plots
+from kdnlp.evaluation.kept import PREDICTIONS_FILE
 from kdnlp.evaluation.report import CompressionReport
 from kdnlp.trainers.base import CompressionTrainer
 from kdnlp.trainers.theseus import TheseusTrainer
@@ -110,7 +111,7 @@ def recorded(text):
 @pytest.fixture(autouse=True)
 def no_plot(finetuned, theseus, distilled, monkeypatch):
     """Drawing takes longer than training here; only the module's own runs draw."""
-    monkeypatch.setattr(tables, "plot_report", lambda report, path: path.touch())
+    monkeypatch.setattr(plots, "save_plots", lambda report, folder: None)
 
 
 def read_json(path):
@@ -164,8 +165,9 @@ def test_the_folder_holds_a_smaller_model_and_its_account(
     assert report.run["optimizer_steps"] == 3
     assert report.run["base_model"] == finetuned.name
     assert {path.name for path in folder.iterdir() if path.is_file()} == {
-        "README.md", "config.json", "model.safetensors", "report.json", "report.md", "report.png",
-        "tokenizer.json", "tokenizer_config.json", "training_args.bin",
+        "README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+        "training_args.bin", "report.json", "report.md", "report.html", "report.png", "report.svg",
+        "history.json", "_predictions.safetensors",
     }  # fmt: skip
     assert names[1] in (folder / "report.md").read_text()
 
@@ -211,7 +213,7 @@ def test_the_original_in_the_report_is_the_untouched_predecessor(theseus, distil
 
 def test_no_weights_of_the_predecessor_are_in_the_folder(theseus, distilled):
     for folder, layers in ((theseus, 2), (distilled, 1)):
-        weights = list(folder.rglob("*.safetensors"))
+        weights = [p for p in folder.rglob("*.safetensors") if p.name != PREDICTIONS_FILE]
         assert weights
         for path in weights:
             blocks = {k.split(".")[3] for k in load_file(path) if ".encoder.layer." in k}

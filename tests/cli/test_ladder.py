@@ -17,6 +17,7 @@ from kdnlp.cli.ladder import parse_depths
 from kdnlp.cli.options import DataOptions, LadderOptions, LadderTrainingArguments
 from kdnlp.cli.rungs import RUNG_JSON, find_rung, ladder_settings
 from kdnlp.data.synthetic import SYNTHETIC_TASKS, build_config, build_tokenizer, generate
+from kdnlp.evaluation import plots
 from kdnlp.evaluation import report as report_module
 from kdnlp.evaluation.report import CompressionReport
 from kdnlp.models.pretrained import head_config
@@ -44,6 +45,8 @@ def teachers(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(steps, "generate", partial(generate, num_train=128, num_validation=96))
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", str(root / "cache"))
+        # Drawing takes longer than training here.
+        patch.setattr(plots, "save_plots", lambda report, folder: None)
         yield [save_teacher(root / str(seed), seed) for seed in (0, 1)]
 
 
@@ -78,6 +81,12 @@ def test_one_report_and_one_front_hold_all_of_them(ladder_of_two):
     for depth in (3, 1):
         own = CompressionReport.load(ladder_of_two / f"{depth}-layers")
         assert own["student"].metrics == report[f"{depth} layer{'s' * (depth > 1)}"].metrics
+        assert own["student"].behaviour == report[f"{depth} layer{'s' * (depth > 1)}"].behaviour
+        assert 0 < own["student"].behaviour["validation"]["agreement"] <= 1
+    assert [(test.model, test.against) for test in report.tests] == [
+        ("3 layers", "teacher"),
+        ("1 layer", "teacher"),
+    ]
     assert "| 1 layer | 1 |" in (ladder_of_two / "pareto.md").read_text()
     with Image.open(ladder_of_two / "pareto.png") as image:
         assert image.width > 1000

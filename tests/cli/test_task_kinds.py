@@ -9,7 +9,7 @@ from transformers import AutoModelForQuestionAnswering, AutoModelForTokenClassif
 
 from kdnlp.cli import main, steps
 from kdnlp.data.synthetic import generate
-from kdnlp.evaluation import tables
+from kdnlp.evaluation import plots
 from kdnlp.evaluation.report import CompressionReport
 
 STEPS = ("--max_steps", "3", "--use_cpu", "--disable_tqdm", "true", "--report_to", "none")
@@ -40,7 +40,7 @@ def root(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("datasets.config.HF_DATASETS_CACHE", str(root / "cache"))
         patch.setattr(steps, "generate", partial(generate, num_train=40, num_validation=20))
-        patch.setattr(tables, "plot_report", lambda report, path: path.touch())
+        patch.setattr(plots, "save_plots", lambda report, folder: None)
         yield root
 
 

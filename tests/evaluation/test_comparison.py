@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from test_report import account, small_report
 
-from kdnlp.evaluation.comparison import compare, comparison_rows, save_comparison
+from kdnlp.evaluation.against import judge
+from kdnlp.evaluation.comparison import compare
+from kdnlp.evaluation.comparison_files import comparison_rows, save_comparison
 
 
 def run(method, seed, scores, layers=2):
@@ -129,3 +131,50 @@ def test_the_files_hold_the_printed_numbers(tmp_path):
         assert f"| {' | '.join(cells)} |" in text
     saved = json.loads((tmp_path / "comparison.json").read_text())
     assert saved[0]["scores"] == [0.8, 0.9]
+
+
+def behaving(report, agreement, error):
+    figures = {"validation": {"rows": 9, "agreement": agreement, "calibration_error": error}}
+    models = [
+        model if model is report.original else replace(model, behaviour=figures)
+        for model in report.models
+    ]
+    return replace(report, models=tuple(models))
+
+
+def test_agreement_and_calibration_have_means_and_spreads_over_seeds():
+    rows = {row.model: row for row in compare([behaving(RUNS[0], 0.9, 0.1), RUNS[1]])}
+    assert rows["successor (theseus)"].agreement is None  # one of the runs does not tell it
+    runs = [behaving(RUNS[0], 0.9, 0.1), behaving(RUNS[1], 0.8, 0.2)]
+    rows = {row.model: row for row in compare(runs)}
+    assert rows["successor (theseus)"].agreement == (0.9, 0.8)
+    assert rows["predecessor"].agreement is None
+    cells = dict(zip(rows, comparison_rows(list(rows.values())), strict=True))
+    assert cells["successor (theseus)"][5:7] == ("85.0 ± 7.1", "15.0 ± 7.1")
+    assert cells["predecessor"][5:7] == ("-", "-")
+
+
+def test_tests_are_written_beside_the_models_they_are_of(tmp_path):
+    rows = compare(RUNS[:2])
+    tests = judge(rows)
+    save_comparison(rows, tmp_path, tests)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"comparison.{suffix}" for suffix in ("md", "json", "html", "png", "svg")
+    }
+    text = (tmp_path / "comparison.md").read_text()
+    assert "| t | successor (theseus) | baseline | 1, 2 | +6.0 ± 0.0 | - | - |" in text
+    assert "Student's paired t-test" in text
+    saved = {
+        row["model"]: row["tests"] for row in json.loads((tmp_path / "comparison.json").read_text())
+    }
+    assert saved["baseline"] == []
+    assert saved["successor (theseus)"][0]["differences"] == pytest.approx([0.06, 0.06])
+
+
+def test_several_tasks_have_a_plot_each_whatever_their_names(tmp_path):
+    rows = compare([RUNS[0], replace(RUNS[0], task="my own/data")])
+    save_comparison(rows, tmp_path)
+    names = {path.name for path in tmp_path.iterdir() if path.suffix == ".png"}
+    assert names == {"comparison-t.png", "comparison-my-own-data.png"}
+    page = (tmp_path / "comparison.html").read_text()
+    assert page.count("data:image/svg+xml;base64,") == 2

@@ -76,8 +76,10 @@ def test_every_cost_is_the_models_own():
 
 def test_table_and_plot_are_written_whole(tmp_path):
     save_pareto(ladder_report(), tmp_path / "out")
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {PARETO_MARKDOWN, PARETO_PLOT}
+    names = {PARETO_MARKDOWN, PARETO_PLOT, "pareto.svg"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names
     text = (tmp_path / "out" / PARETO_MARKDOWN).read_text()
     assert "| 3 layers | 3 | 60.0 | 6.0 | 6.0 | 0.00 | no |" in text
     with Image.open(tmp_path / "out" / PARETO_PLOT) as image:
-        assert image.width > 3 * image.height
+        assert image.width == 1400  # twice a model card's 700 pixels
+        assert image.width / 1.6 < image.height < image.width

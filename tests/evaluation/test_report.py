@@ -6,14 +6,16 @@ import math
 from dataclasses import replace
 
 import pytest
+from answers_of import TWO, kept
 from PIL import Image
 from settings import tiny_model
 
 from kdnlp.data.task import Task
 from kdnlp.evaluation import report as report_module
-from kdnlp.evaluation import tables
+from kdnlp.evaluation.kept import Evaluation
 from kdnlp.evaluation.report import CompressionReport, ModelAccount
-from kdnlp.evaluation.tables import report_markdown, report_rows
+from kdnlp.evaluation.significance import PairedTest
+from kdnlp.evaluation.tables import how_measured, report_markdown, report_rows
 from kdnlp.models.student import build_student
 from kdnlp.profiling.flops import flops_per_example
 from kdnlp.profiling.latency import LatencyRow, LatencySetting
@@ -43,6 +45,38 @@ def small_report(**changes):
     models = (account("predecessor", 0.8, 10.0), account("successor", 0.76, 4.0, 50, 2))
     report = CompressionReport("t", TASK.metrics, models, SETTING, {"seed": 3})
     return replace(report, **changes)
+
+
+def behaving(model, agreement, error, right):
+    figures = {"rows": 14.0, "calibration_error": error}
+    if agreement is not None:
+        figures |= {"agreement": agreement, "kl_divergence": 0.1234}
+    classes = {"no": {"accuracy": right / 7, "rows": 7.0}, "yes": {"accuracy": 0.5, "rows": 7.0}}
+    behaviour = {"validation": figures}
+    return replace(model, behaviour=behaviour, classes={"validation": classes})
+
+
+def full_report():
+    """A report with everything in it that a run can leave."""
+    models = (
+        behaving(account("teacher", 0.8, 10.0), None, 0.05, 5),
+        behaving(account("student", 0.76, 4.0, 50, 2), 0.9, 0.1, 4),
+        behaving(account("baseline", 0.7, 4.0, 50, 2), 0.8, 0.2, 3),
+    )
+    tests = (
+        PairedTest("student", "baseline", 0.06, 0.01, 0.11, 0.02, 9, 2, 0.0654, 14, 2000, 0),
+        PairedTest("student", "teacher", -0.04, -0.1, 0.02, 0.2, 2, 5, 0.4531, 14, 2000, 0),
+        PairedTest("baseline", "teacher", -0.1, -0.2, -0.05, 0.0005, None, None, None, 14, 2000, 0),
+    )
+    return small_report(
+        models=models,
+        tests=tests,
+        run={"seed": 3, "task_kind": "single_label_classification", "positive_class": "yes"},
+        absent={"correlation": "its answers are no numbers"},
+        history=({"step": 1, "loss": 0.9}, {"step": 2, "loss": 0.8}),
+        module_ms={"teacher": {"attention": 3.0}, "student": {"attention": 1.5}},
+        predictions={"teacher": {"validation": kept(TWO, 1)}},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -136,11 +170,9 @@ def test_a_saved_report_is_read_back_whole(tmp_path):
     assert CompressionReport.load(tmp_path) == report
     compared = json.loads((tmp_path / "report.json").read_text())["compared"]
     assert compared["successor"]["retention_percent"] == pytest.approx(95.0)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "report.json",
-        "report.md",
-        "report.png",
-    ]
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "report.html", "report.json", "report.md", "report.png", "report.svg",
+    }  # fmt: skip
 
 
 def test_the_plot_is_a_picture_of_readable_size(tmp_path):
@@ -156,15 +188,15 @@ def test_a_report_that_cannot_be_drawn_leaves_the_old_one(tmp_path, monkeypatch)
     small_report().save(tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
-    def fail(report, path):
+    def fail(figure, path, **options):
         path.write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr(tables, "plot_report", fail)
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", fail)
     with pytest.raises(OSError, match="disk full"):
         small_report(run={"seed": 4}).save(tmp_path)
     after = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    assert {name: after[name] for name in before} == before
+    assert after == before
     assert CompressionReport.load(tmp_path).run == {"seed": 3}
 
 
@@ -196,3 +228,96 @@ def test_a_missing_or_foreign_report_is_named(tmp_path):
 def test_a_free_model_has_no_finite_ratio():
     report = small_report(models=(account("a", 0.5, 1.0), account("b", 0.5, 1.0, size=0)))
     assert report.ratios("b")["flops"] == math.inf
+
+
+def test_a_full_report_is_read_back_whole_with_history_and_predictions(tmp_path):
+    report = full_report()
+    report.save(tmp_path)
+    read = CompressionReport.load(tmp_path)
+    assert read == report
+    assert read.history == report.history
+    own = read.predictions["teacher"]["validation"]
+    assert (own.predicted == kept(TWO, 1).predicted).all()
+    text = (tmp_path / "report.json").read_text()
+    assert "history" not in text  # it has a file of its own
+
+
+def test_what_an_earlier_report_left_does_not_pass_for_this_one_s(tmp_path):
+    full_report().save(tmp_path)
+    small_report().save(tmp_path)
+    read = CompressionReport.load(tmp_path)
+    assert (read.history, read.predictions, read.tests) == ((), {}, ())
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "report.html", "report.json", "report.md", "report.png", "report.svg",
+    }  # fmt: skip
+
+
+def test_a_report_of_an_earlier_version_still_loads(tmp_path):
+    values = json.loads(json.dumps(small_report().to_dict()))
+    for name in ("tests", "absent", "module_ms"):
+        del values[name]
+    for model in values["models"]:
+        del model["behaviour"], model["classes"]
+    (tmp_path / "report.json").write_text(json.dumps(values))
+    assert CompressionReport.load(tmp_path) == small_report()
+
+
+def test_the_tables_show_behaviour_and_tests():
+    rows = {label: cells for label, *cells in report_rows(full_report())}
+    assert rows["agreement with the teacher, %"] == ["-", "90.0", "80.0"]
+    assert rows["KL from the teacher, nats"] == ["-", "0.123", "0.123"]
+    assert rows["calibration error (ECE), %"] == ["5.0", "10.0", "20.0"]
+    above = rows["score above the baseline, points [95%]"]
+    assert above == ["-", "+6.0 [+1.0, +11.0]", "-"]
+    assert rows["p against the baseline: bootstrap / McNemar"] == ["-", "0.020 / 0.065", "-"]
+    assert rows["p against the teacher: bootstrap / McNemar"] == ["-", "0.20 / 0.45", "<0.001"]
+
+
+def test_every_figure_says_how_it_was_measured():
+    text, hows = report_markdown(full_report()), dict(how_measured(full_report()))
+    assert list(hows) == [label for label, *_ in report_rows(full_report())]
+    assert all(how.endswith(".") and len(how) > 15 for how in hows.values())
+    for label, how in hows.items():
+        assert f"| {label} | {how} |" in text
+    assert "14 labelled rows of the validation split, once, seed 3" in hows["accuracy, %"]
+    assert hows["f1, %"].startswith("F1 of the class yes.")
+    assert "15 bins" in hows["calibration error (ECE), %"]
+    assert "2000 draws of the 14 rows" in hows["score above the baseline, points [95%]"]
+    assert "- No correlation: its answers are no numbers." in text
+    assert "| no | 7 | 71.4 | 57.1 | 42.9 |" in text
+    for name in ("report", "training", "module_time"):
+        assert f"]({name}.png)" in text
+
+
+def test_of_very_many_classes_the_largest_are_shown():
+    classes = {f"c{i}": {"accuracy": 0.5, "rows": float(i)} for i in range(1, 41)}
+    model = replace(account("model", 0.8, 1.0), classes={"validation": classes})
+    text = report_markdown(small_report(models=(model,)))
+    assert "| c40 | 40 | 50.0 |" in text
+    assert "| c20 |" not in text
+    assert "The 20 of 40 classes with the most rows." in text
+
+
+def test_predictions_that_came_with_the_metrics_are_compared(measured):
+    models, plain = measured
+    assert "predictions" in plain.absent["behaviour"]
+    evaluated = {
+        name: Evaluation(metrics(0.5), {"validation": kept(TWO, seed)})
+        for seed, name in enumerate(models)
+    }
+    history = [{"step": 1, "loss": math.nan, "grad_norm": 1.0}]
+    report = CompressionReport.measure(
+        models, evaluated, TASK, batch_sizes=(1,), max_seconds=0.1, history=history
+    )
+    assert "agreement" in report["successor"].behaviour["validation"]
+    assert list(report["successor"].classes["validation"]) == ["no", "yes"]
+    assert [(t.model, t.against) for t in report.tests] == [("successor", "predecessor")]
+    assert set(report.predictions) == set(models)
+    assert report.history == ({"step": 1, "grad_norm": 1.0},)
+
+
+def test_a_damaged_history_is_named(tmp_path):
+    full_report().save(tmp_path)
+    (tmp_path / "history.json").write_text("[{")
+    with pytest.raises(ValueError, match="does not hold a compression report"):
+        CompressionReport.load(tmp_path)

@@ -21,9 +21,8 @@ def scores(value, metrics=("accuracy",)):
 
 
 @pytest.fixture(autouse=True)
-def _drawn_once(request):
-    if "accepts" not in request.node.name:
-        request.getfixturevalue("undrawn")
+def _undrawn(undrawn):
+    """No report of these tests is drawn."""
 
 
 def publish(row, folder, task=TASK, base_model="org/base", **overrides):
@@ -54,6 +53,8 @@ def test_the_card_beside_the_model_has_metadata_that_the_hub_accepts(tmp_path):
         ("accuracy", 0.76),
     ]
     assert data.eval_results[0].dataset_config == "mrpc"
+    assert "![Score against median latency, with the Pareto front](report.png)" in card.text
+    assert "| accuracy, % | The share of predictions that equal" in card.text
     for part in ("from 4 to 2", "95.0%", "xu2020bert", "replacing_fraction", "2.00x fewer FLOPs"):
         assert part in card.text
 

@@ -51,7 +51,7 @@ def test_every_trainer_publishes_model_report_and_card(hub, row, tmp_path):
     publish_results(
         trainer, models, dict.fromkeys(models, scores), task, "org/base", max_seconds=0.1
     )
-    assert hub.names("me/small") == WHOLE | {"report.json", "report.md", "report.png"}
+    assert hub.names("me/small") == WHOLE | {"report.json", "report.md", "report.html"}
     card = check_card(hub.repos["me/small"].files()["README.md"].decode())
     assert card.data.tags == ["kdnlp", trainer.method]
     loaded = AutoModelForSequenceClassification.from_pretrained("me/small")

@@ -21,7 +21,7 @@ from kdnlp.cli.options import DataOptions, DistillOptions, FinetuneOptions, Thes
 from kdnlp.cli.parsing import SECTIONS, parse_arguments
 from kdnlp.data.glue import GLUE_TASKS
 from kdnlp.data.synthetic import build_config, build_tokenizer, generate
-from kdnlp.evaluation import tables
+from kdnlp.evaluation import plots
 from kdnlp.evaluation.report import CompressionReport
 
 ROOT = Path(__file__).parents[2]
@@ -68,7 +68,7 @@ def root(tmp_path_factory):
     build_tokenizer().save_pretrained(root / "encoder")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("datasets.config.HF_DATASETS_CACHE", str(root / "cache"))
-        patch.setattr(tables, "plot_report", lambda report, path: path.touch())
+        patch.setattr(plots, "save_plots", lambda report, folder: None)
         yield root
 
 

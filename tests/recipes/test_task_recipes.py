@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard
 from kinds import kind_rows, plain_rows, save_encoder
 from transformers import AutoModelForQuestionAnswering, AutoModelForTokenClassification
 
-from kdnlp.evaluation import tables
+from kdnlp.evaluation import plots
 
 ROOT = Path(__file__).parents[2]
 TINY = ("--max_steps", "3", "--use_cpu", "--disable_tqdm", "true", "--num_layers", "2")
@@ -34,7 +34,7 @@ def root(tmp_path_factory):
             (root / f"{recipe}-{split}.json").write_text(text, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("datasets.config.HF_DATASETS_CACHE", str(root / "cache"))
-        patch.setattr(tables, "plot_report", lambda report, path: path.touch())
+        patch.setattr(plots, "save_plots", lambda report, folder: None)
         yield root
 
 

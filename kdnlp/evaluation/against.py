@@ -1,0 +1,153 @@
+"""Whether the models of several runs differ by more than chance, over seeds and over rows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kdnlp.evaluation.comparison import ComparisonRow
+from kdnlp.evaluation.fidelity import BASELINE
+from kdnlp.evaluation.report import CompressionReport
+from kdnlp.evaluation.significance import (
+    RESAMPLES,
+    SEED,
+    Answers,
+    can_resample,
+    interval,
+    paired_seeds,
+    resampled_scores,
+)
+
+Member = tuple[CompressionReport, str]
+"""A report, and the name of a model in it."""
+
+Bounds = tuple[float, float, float]
+"""The lower and the upper end of a 95% interval, as fractions, and a two-sided p-value."""
+
+
+@dataclass(frozen=True)
+class ComparisonTest:
+    """One model's scores against another's, run by run.
+
+    Attributes:
+        task: the task's name.
+        model: whose scores are meant, as the comparison calls it.
+        against: whose scores are taken from them.
+        seeds: the seed of each pair.
+        differences: score minus score of each pair, as a fraction.
+        over_seeds: Student's paired t-test; `None` with fewer than two seeds, or no spread.
+        over_rows: the paired bootstrap over rows of the mean difference; `None` where not all of
+            the predictions are there, or they are of other rows.
+    """
+
+    task: str
+    model: str
+    against: str
+    seeds: tuple[int, ...]
+    differences: tuple[float, ...]
+    over_seeds: Bounds | None
+    over_rows: Bounds | None
+
+
+def judge(
+    rows: Sequence[ComparisonRow], against: str | None = None, resamples: int = RESAMPLES
+) -> list[ComparisonTest]:
+    """Test every model that a run made against one that had the same budget.
+
+    Args:
+        rows: what `kdnlp.evaluation.comparison.compare` returned.
+        against: the name in the comparison of what all others are tested against, seed by seed.
+            `None` is the baseline of the same run; of runs without one the first model that a run
+            made, seed by seed.
+        resamples: draws of rows.
+
+    Returns:
+        A test for each model that has a partner of the same seed.
+
+    Raises:
+        ValueError: if no row has the name.
+    """
+    names = list(dict.fromkeys(row.model for row in rows))
+    if against is not None and against not in names:
+        raise ValueError(
+            f"Expected --against to be one of {'; '.join(names)}, got {against!r}. Nothing would "
+            "be tested. Write a model's name as the table does."
+        )
+    tests = []
+    for row in rows:
+        reference, pairs = _partners(row, rows, against)
+        if pairs:
+            tests.append(_test(row, reference, pairs, resamples))
+    return tests
+
+
+def _partners(
+    row: ComparisonRow, rows: Sequence[ComparisonRow], against: str | None
+) -> tuple[str, list[tuple[Member, Member]]]:
+    """What a row is tested against, and the pairs of members of one seed."""
+    if against is None:
+        if _made_by(row, BASELINE) or row.is_original:
+            return "", []
+        own = [(m, (m[0], BASELINE)) for m in row.members if _holds(m[0], BASELINE)]
+        if own:
+            return BASELINE, own
+    found = [r for r in rows if r.task == row.task and _is_reference(r, against)]
+    if not found or found[0] is row:
+        return "", []
+    reference = found[0]
+    if reference.is_original:
+        return reference.model, [(m, (m[0], m[0].original.name)) for m in row.members]
+    theirs = {report.run["seed"]: (report, name) for report, name in reference.members}
+    return reference.model, [
+        (m, theirs[m[0].run["seed"]]) for m in row.members if m[0].run["seed"] in theirs
+    ]
+
+
+def _is_reference(row: ComparisonRow, against: str | None) -> bool:
+    if against is not None:
+        return row.model == against
+    return not row.is_original and not _made_by(row, BASELINE)
+
+
+def _made_by(row: ComparisonRow, name: str) -> bool:
+    return all(own == name for _, own in row.members)
+
+
+def _holds(report: CompressionReport, name: str) -> bool:
+    return any(model.name == name for model in report.models)
+
+
+def _test(
+    row: ComparisonRow, reference: str, pairs: list[tuple[Member, Member]], resamples: int
+) -> ComparisonTest:
+    differences = tuple(a[name].score - b[other].score for (a, name), (b, other) in pairs)
+    return ComparisonTest(
+        task=row.task,
+        model=row.model,
+        against=reference,
+        seeds=tuple(report.run["seed"] for (report, _), _ in pairs),
+        differences=differences,
+        over_seeds=paired_seeds(differences),
+        over_rows=_over_rows(pairs, resamples),
+    )
+
+
+def _over_rows(pairs: list[tuple[Member, Member]], resamples: int) -> Bounds | None:
+    """The interval of the mean difference over pairs, the rows drawn alike for all of them."""
+    models: dict[str, Answers] = {}
+    for number, (ours, theirs) in enumerate(pairs):
+        for side, (report, name) in (("ours", ours), ("theirs", theirs)):
+            models[f"{number} {side}"] = report.predictions.get(name, {})
+    first, metrics = models["0 ours"], pairs[0][0][0].metric_names
+    alike = all(_same_rows(first, other) for other in models.values())
+    if not first or not alike or not can_resample(next(iter(first.values())), metrics):
+        return None
+    scores = resampled_scores(models, metrics, resamples, SEED)
+    gains = [scores[f"{n} ours"] - scores[f"{n} theirs"] for n in range(len(pairs))]
+    return interval(np.mean(gains, axis=0))
+
+
+def _same_rows(first: Answers, other: Answers) -> bool:
+    return first.keys() == other.keys() and all(
+        own.same_rows(other[split]) for split, own in first.items()
+    )

@@ -1,0 +1,199 @@
+"""A comparison of runs for people and programs: the terminal, markdown, JSON, a page, plots."""
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.table import Table
+
+from kdnlp.evaluation.against import Bounds, ComparisonTest
+from kdnlp.evaluation.comparison import ComparisonRow
+from kdnlp.evaluation.html import PageTable, page_html, read_plots
+from kdnlp.evaluation.plots import draw_scores, save_figure
+from kdnlp.evaluation.rows import MISSING, p_value
+from kdnlp.evaluation.significance import RESAMPLES, SEED
+from kdnlp.evaluation.tables import markdown_table
+from kdnlp.files import replace_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+HEADER = (
+    *("task", "model", "blocks", "score, %", "kept, %", "agreement, %", "ECE, %"),
+    *("FLOPs", "speed-up", "runs"),
+)
+
+TEST_HEADER = (
+    *("task", "model", "against", "seeds", "difference, points"),
+    *("over seeds [95%], p", "over rows [95%], p"),
+)
+
+CAPTION = (
+    "Score: the mean of the task's metrics, measured once a run. Kept: percent of the original's "
+    "score, run by run. Agreement: percent of rows answered as the original does. ECE: expected "
+    "calibration error, 15 bins. Mean and standard deviation over the runs. FLOPs and speed-up: "
+    "how many times less than the original, each run's own, the speed-up by median latency at each "
+    "batch size."
+)
+
+TEST_CAPTION = (
+    "Difference: score minus score of the same seed, mean and standard deviation. Over seeds: "
+    "Student's paired t-test of the seeds' differences, which tells whether another seed would "
+    "show it; few seeds show only what is large and steady. Over rows: the paired bootstrap of the "
+    f"mean difference, {RESAMPLES} draws of the evaluated rows, alike for all models, seed {SEED}, "
+    "which tells whether other rows would show it. p-values are two-sided and not corrected for "
+    f"the number of tests. {MISSING}: a single seed, seeds without a spread, or predictions that "
+    "were not kept or are of other rows."
+)
+
+TITLE = "Runs compared"
+
+
+def comparison_rows(rows: Sequence[ComparisonRow]) -> list[tuple[str, ...]]:
+    """Cells of text in the order of `HEADER`."""
+    return [
+        (
+            row.task,
+            row.model,
+            str(row.num_layers),
+            _spread(row.scores, 100),
+            _spread(row.retention),
+            _spread(row.agreement, 100),
+            _spread(row.calibration_error, 100),
+            f"{row.flops_ratio:.2f}x",
+            " / ".join(f"{ratio:.2f}x" for ratio in row.speedups.values()),
+            str(len(row.scores)),
+        )
+        for row in rows
+    ]
+
+
+def comparison_test_rows(tests: Sequence[ComparisonTest]) -> list[tuple[str, ...]]:
+    """Cells of text in the order of `TEST_HEADER`."""
+    return [
+        (
+            test.task,
+            test.model,
+            test.against,
+            ", ".join(map(str, test.seeds)),
+            _spread(test.differences, 100, "+.1f"),
+            _bounds(test.over_seeds),
+            _bounds(test.over_rows),
+        )
+        for test in tests
+    ]
+
+
+def comparison_tables(
+    rows: Sequence[ComparisonRow], tests: Sequence[ComparisonTest] = ()
+) -> list[Table]:
+    """The comparison as tables for the terminal."""
+    tables = [_terminal(TITLE, HEADER, comparison_rows(rows), CAPTION)]
+    if tests:
+        cells = comparison_test_rows(tests)
+        tables.append(_terminal("By chance?", TEST_HEADER, cells, TEST_CAPTION))
+    return tables
+
+
+def save_comparison(
+    rows: Sequence[ComparisonRow],
+    folder: str | os.PathLike[str],
+    tests: Sequence[ComparisonTest] = (),
+) -> None:
+    """Write `comparison.md`, `.json`, `.html`, `.png` and `.svg` into `folder`, each whole.
+
+    Of several tasks there is a plot each, `comparison-<task>.png` and `.svg`.
+    """
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    titles = {}
+    for name, own in _by_task(rows).items():
+        titles[name] = f"{own[0].task}: score against latency, mean and standard deviation of runs"
+        save_figure(lambda own=own: _draw(own), target, name)  # type: ignore[misc]
+    tables = [PageTable("", HEADER, comparison_rows(rows), note=CAPTION)]
+    if tests:
+        cells = comparison_test_rows(tests)
+        tables.append(PageTable("By chance?", TEST_HEADER, cells, note=TEST_CAPTION))
+    replace_text(target / "comparison.md", _markdown(tables, titles))
+    page = page_html(TITLE, tables, read_plots(titles, target), ())
+    replace_text(target / "comparison.html", page)
+    text = json.dumps([_plain(row, tests) for row in rows], indent=2, allow_nan=False)
+    replace_text(target / "comparison.json", f"{text}\n")
+
+
+def _plain(row: ComparisonRow, tests: Sequence[ComparisonTest]) -> dict[str, Any]:
+    """A row and its test as plain values."""
+    values = asdict(replace(row, members=()))
+    del values["members"]
+    own = [asdict(t) for t in tests if (t.task, t.model) == (row.task, row.model)]
+    return {**values, "tests": own}
+
+
+def _markdown(tables: Sequence[PageTable], titles: dict[str, str]) -> str:
+    lines = [f"# {TITLE}", ""]
+    for table in tables:
+        lines += [f"## {table.title}", ""] if table.title else []
+        lines += [*markdown_table(tuple(table.header), [tuple(row) for row in table.rows]), ""]
+        lines += [table.note, ""]
+    for name, title in titles.items():
+        lines += [f"![{title}]({name}.png)", ""]
+    return "\n".join(lines)
+
+
+def _by_task(rows: Sequence[ComparisonRow]) -> dict[str, list[ComparisonRow]]:
+    """The rows of each task, by the name of its plot."""
+    tasks = list(dict.fromkeys(row.task for row in rows))
+    names = dict.fromkeys(tasks, "comparison")
+    if len(tasks) > 1:
+        names = {task: f"comparison-{re.sub(r'[^A-Za-z0-9_.-]+', '-', task)}" for task in tasks}
+    return {names[task]: [row for row in rows if row.task == task] for task in tasks}
+
+
+def _draw(rows: Sequence[ComparisonRow]) -> "Figure":
+    # Relative: of runs on different machines no milliseconds can be compared.
+    sizes = [size for size in rows[0].speedups if all(size in row.speedups for row in rows)]
+    costs = {
+        f"median latency, % of the original's, batch {size}": [
+            100 / row.speedups[size] for row in rows
+        ]
+        for size in sizes
+    }
+    costs = costs or {"FLOPs, % of the original's": [100 / row.flops_ratio for row in rows]}
+    scores = [100 * float(np.mean(row.scores)) for row in rows]
+    errors = [_deviation(row.scores, 100) for row in rows]
+    names = [row.model for row in rows]
+    return draw_scores(costs, scores, names, "score, %", errors, rows[0].task)
+
+
+def _terminal(
+    title: str, header: tuple[str, ...], rows: list[tuple[str, ...]], caption: str
+) -> Table:
+    table = Table(title=title, caption=caption)
+    for column in header:
+        table.add_column(column, overflow="fold")
+    for cells in rows:
+        table.add_row(*cells)
+    return table
+
+
+def _deviation(values: Sequence[float], factor: float) -> float:
+    return factor * float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+
+def _spread(values: Sequence[float] | None, factor: float = 1, form: str = ".1f") -> str:
+    if values is None:
+        return MISSING
+    mean = format(factor * float(np.mean(values)), form)
+    return f"{mean} ± {_deviation(values, factor):.1f}" if len(values) > 1 else mean
+
+
+def _bounds(bounds: Bounds | None) -> str:
+    if bounds is None:
+        return MISSING
+    low, high, p = bounds
+    return f"[{100 * low:+.1f}, {100 * high:+.1f}], {p_value(p)}"

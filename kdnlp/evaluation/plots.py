@@ -1,0 +1,276 @@
+"""The plots of a report, as PNG for a model card and as SVG for a page.
+
+All are 7 inches wide with text of 9 to 10 points: at the 700 pixels of a model card a point is
+about 1.4 pixels. Colours are those of Okabe and Ito (2008), which colour-blind readers tell apart,
+and no plot tells anything by colour alone.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kdnlp.evaluation.pareto import cost_axes, pareto_front
+from kdnlp.evaluation.report import CompressionReport
+from kdnlp.files import written_whole
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "osD^vPX*"
+HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo")
+
+WIDTH = 7.0
+FORMATS = ("png", "svg")
+
+_STYLE: dict[Any, Any] = {
+    "font.size": 9.5,
+    "axes.titlesize": 10,
+    "axes.labelsize": 9.5,
+    "legend.fontsize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "hatch.linewidth": 0.5,
+    # A report that is drawn again is the same file.
+    "svg.hashsalt": "kdnlp",
+}
+
+
+def save_plots(report: CompressionReport, folder: Path) -> None:
+    """Write every plot for which there is data as PNG and SVG, and remove those of before."""
+    shown = drawable(report)
+    for name, plot in PLOTS.items():
+        if name in shown:
+            save_figure(lambda p=plot: p.draw(report), folder, name)  # type: ignore[misc]
+        else:
+            for suffix in FORMATS:
+                (folder / f"{name}.{suffix}").unlink(missing_ok=True)
+
+
+def save_figure(draw: Callable[[], "Figure"], folder: Path, name: str) -> None:
+    """Draw in our style, and write `name.png` and `name.svg` so that each appears whole."""
+    # No pyplot: no window system, no state shared with the caller.
+    import matplotlib as mpl
+
+    with mpl.rc_context(_STYLE):
+        figure = draw()
+        for suffix in FORMATS:
+            with written_whole(folder / f"{name}.{suffix}") as partial:
+                undated = {"Date": None} if suffix == "svg" else None
+                figure.savefig(partial, format=suffix, metadata=undated)
+
+
+def drawable(report: CompressionReport) -> dict[str, str]:
+    """The names of the plots for which there is data, and what each shows."""
+    return {name: plot.title for name, plot in PLOTS.items() if plot.has_data(report)}
+
+
+def draw_scores(
+    costs: Mapping[str, Sequence[float]],
+    scores: Sequence[float],
+    names: Sequence[str],
+    label: str,
+    errors: Sequence[float] | None = None,
+    title: str = "",
+) -> "Figure":
+    """Scores against costs, a panel for each, with the line that no model is better than.
+
+    Args:
+        costs: by the label of the axis, a number for every model, at least 0.
+        scores: in percent, in the same order.
+        names: the models.
+        label: of the axis of the scores.
+        errors: half the length of the bar on each score, in percent; `None` draws none.
+        title: what was measured, above the plot.
+    """
+    columns = min(2, len(costs))
+    lines = -(-len(costs) // columns)
+    figure, panels = _panels(lines, columns, 0.8 + 2.6 * lines, sharey=True)
+    for panel, (axis, values) in zip(panels.flat, costs.items(), strict=False):
+        front = pareto_front(values, scores)
+        for position, name in enumerate(names):
+            panel.errorbar(
+                values[position],
+                scores[position],
+                errors[position] if errors else None,
+                marker=MARKERS[position % len(MARKERS)],
+                capsize=3,
+                color=COLOURS[position % len(COLOURS)],
+                markersize=8,
+                linestyle="none",
+                label=name,
+            )
+        panel.plot(
+            [values[i] for i in front],
+            [scores[i] for i in front],
+            color="0.6",
+            linewidth=1.2,
+            zorder=1,
+            label="none better for its cost",
+        )
+        panel.set_xlabel(axis)
+        panel.set_xlim(0, 1.1 * max(values) or 1)
+        panel.margins(y=0.2)
+    for panel in panels.flat[len(costs) :]:
+        panel.set_visible(False)
+    for row in panels:
+        row[0].set_ylabel(label)
+    figure.suptitle(title, fontsize=10)
+    _legend_below(figure, panels.flat[0], most=3)
+    return figure
+
+
+def draw_module_times(module_ms: Mapping[str, Mapping[str, float]], title: str = "") -> "Figure":
+    """The time of each model's parts as stacked bars, a bar a model.
+
+    Args:
+        module_ms: by model, the milliseconds of its parts by name.
+        title: what was measured, above the plot.
+    """
+    parts = list(dict.fromkeys(part for own in module_ms.values() for part in own))
+    figure, panels = _panels(1, 1, 1.3 + 0.5 * len(module_ms))
+    panel, ends = panels.flat[0], np.zeros(len(module_ms))
+    for position, part in enumerate(parts):
+        values = np.array([own.get(part, 0.0) for own in module_ms.values()])
+        panel.barh(
+            list(module_ms),
+            values,
+            left=ends,
+            height=0.6,
+            label=part,
+            color=COLOURS[position % len(COLOURS)],
+            hatch=HATCHES[position % len(HATCHES)],
+            edgecolor="white",
+        )
+        ends = ends + values
+    for row, end in enumerate(ends):
+        panel.annotate(f"{end:.1f}", (end, row), (4, 0), textcoords="offset points", va="center")
+    panel.set_xlim(0, 1.12 * max(ends) or 1)
+    panel.set_xlabel("time of a forward pass, ms")
+    panel.invert_yaxis()
+    panel.grid(axis="y", visible=False)
+    panel.set_title(title)
+    _legend_below(figure, panel, most=4)
+    return figure
+
+
+def _draw_report(report: CompressionReport) -> "Figure":
+    scores = [100 * model.score for model in report.models]
+    latencies = [name for name in cost_axes(report) if "latency" in name]
+    costs = {name: [cost_axes(report)[name](m) for m in report.models] for name in latencies}
+    metrics = " and ".join(report.metric_names)
+    label = f"{metrics}, %" if len(report.metric_names) == 1 else f"mean of {metrics}, %"
+    setting = report.setting
+    title = f"{report.task}: {setting.sequence_length} tokens, {setting.device}, {setting.dtype}"
+    return draw_scores(costs, scores, [m.name for m in report.models], label, title=title)
+
+
+def _draw_training(report: CompressionReport) -> "Figure":
+    rates, scores = _logged(report, "replacing_rate"), _logged(report, "eval_score")
+    two = bool(rates or scores)
+    figure, panels = _panels(2 if two else 1, 1, 4.6 if two else 3.2, sharex=True)
+    top, bottom = panels.flat[0], panels.flat[-1]
+    losses = {name: _logged(report, name) for name in _loss_names(report)}
+    for position, (name, points) in enumerate(losses.items()):
+        top.plot(
+            *zip(*points, strict=True),
+            marker=MARKERS[position % len(MARKERS)],
+            markersize=3.5,
+            markevery=max(1, len(points) // 20),
+            linewidth=1.2,
+            color=COLOURS[position % len(COLOURS)],
+            label="weighted sum" if name == "loss" else name.replace("loss_", "part: "),
+        )
+    values = [value for points in losses.values() for _, value in points]
+    if min(values) > 0 and max(values) > 30 * min(values):
+        top.set_yscale("log")
+    top.set_ylabel("loss, mean since the last log")
+    if rates:
+        bottom.plot(
+            *_percent(rates), color=COLOURS[0], drawstyle="steps-post", label="replacing rate"
+        )
+    if scores:
+        bottom.plot(
+            *_percent(scores),
+            color=COLOURS[1],
+            marker="D",
+            linestyle=":",
+            label="score on the eval split",
+        )
+    if two:
+        bottom.set_ylabel("%")
+        bottom.margins(y=0.15)
+        bottom.legend(loc="best")
+    if len(losses) > 1:
+        top.legend(loc="best")
+    bottom.set_xlabel("optimizer step")
+    figure.suptitle(f"{report.task}: the training run, seed {report.run.get('seed')}", fontsize=10)
+    return figure
+
+
+def _draw_module_times(report: CompressionReport) -> "Figure":
+    setting = report.setting
+    return draw_module_times(report.module_ms, f"{report.task}: {setting.device}, {setting.dtype}")
+
+
+def _loss_names(report: CompressionReport) -> list[str]:
+    names = {name for entry in report.history for name in entry if name.startswith("loss_")}
+    # Of one part, weighted by 1, the sum is the part.
+    return ["loss", *sorted(names)] if len(names) > 1 else ["loss"]
+
+
+def _logged(report: CompressionReport, name: str) -> list[tuple[int, float]]:
+    return [(entry["step"], entry[name]) for entry in report.history if name in entry]
+
+
+def _percent(points: Sequence[tuple[int, float]]) -> tuple[list[int], list[float]]:
+    return [step for step, _ in points], [100 * value for _, value in points]
+
+
+def _panels(lines: int, columns: int, height: float, **options: Any) -> tuple["Figure", Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, height), dpi=200, layout="constrained")
+    return figure, figure.subplots(lines, columns, squeeze=False, **options)
+
+
+def _legend_below(figure: "Figure", panel: "Axes", most: int) -> None:
+    handles, labels = panel.get_legend_handles_labels()
+    columns = -(-len(labels) // -(-len(labels) // most))  # as many in every line
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A plot of a report: what it shows, for which reports there is data, and how it is drawn."""
+
+    title: str
+    has_data: Callable[[CompressionReport], bool]
+    draw: Callable[[CompressionReport], "Figure"]
+
+
+PLOTS = {
+    "report": Plot(
+        "Score against median latency, with the Pareto front",
+        lambda report: True,
+        _draw_report,
+    ),
+    "training": Plot(
+        "Losses, replacing rate and evaluation scores over the run",
+        lambda report: len(_logged(report, "loss")) > 1,
+        _draw_training,
+    ),
+    "module_time": Plot(
+        "Time of each part of the models",
+        lambda report: bool(report.module_ms),
+        _draw_module_times,
+    ),
+}
+"""By the name of the files, in the order of the page."""

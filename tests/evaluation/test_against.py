@@ -1,0 +1,116 @@
+"""Runs are tested against what had the same budget and the same seed, on the same rows."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from answers_of import TWO, kept
+from scipy import stats
+from test_report import account, small_report
+
+from kdnlp.evaluation.against import judge
+from kdnlp.evaluation.comparison import compare
+from kdnlp.evaluation.significance import score_of
+
+NAMES = {"theseus": ("predecessor", "successor"), "distillation": ("teacher", "student")}
+
+
+def run(method, seed, baseline=True, labels_seed=0, keeps=True, task="t"):
+    """A run whose scores are those of its predictions."""
+    parts = [*NAMES[method], *(["baseline"] if baseline else [])]
+    models, predictions = [], {}
+    for number, name in enumerate(parts):
+        # One original, whatever the seed of what came from it.
+        own = kept(TWO, 1000 * number + (seed if number else 0), 60, labels_seed)
+        predictions[name] = {"validation": own}
+        score = score_of(predictions[name], TWO.metrics)
+        models.append(account(name, score, 10.0 - number, layers=4 if number == 0 else 2))
+    return small_report(
+        task=task,
+        metric_names=TWO.metrics,
+        models=tuple(models),
+        run={"method": method, "seed": seed, "base_model": "m"},
+        predictions=predictions if keeps else {},
+    )
+
+
+def judged(*runs, **options):
+    return {test.model: test for test in judge(compare(runs), resamples=300, **options)}
+
+
+def test_a_model_is_tested_against_the_baseline_of_its_own_run():
+    runs = [run("theseus", seed) for seed in (1, 2, 3)]
+    tests = judged(*runs)
+    assert list(tests) == ["successor (theseus)"]
+    test = tests["successor (theseus)"]
+    expected = [r["successor"].score - r["baseline"].score for r in runs]
+    assert (test.against, test.seeds) == ("baseline", (1, 2, 3))
+    assert test.differences == pytest.approx(expected)
+    result = stats.ttest_1samp(expected, 0)
+    assert test.over_seeds == pytest.approx((*result.confidence_interval(0.95), result.pvalue))
+    low, high, p = test.over_rows
+    assert low < np.mean(expected) < high
+    assert 0 < p <= 1
+
+
+def test_rows_tell_less_of_the_mean_of_seeds_than_of_one():
+    runs = [run("theseus", seed) for seed in range(1, 9)]
+    widths = []
+    for some in (runs[:1], runs):
+        low, high, _ = judged(*some)["successor (theseus)"].over_rows
+        widths.append(high - low)
+    assert widths[1] < 0.7 * widths[0]
+
+
+def test_a_single_seed_has_a_test_over_rows_alone():
+    test = judged(run("theseus", 1))["successor (theseus)"]
+    assert test.over_seeds is None
+    assert test.over_rows is not None
+
+
+def test_runs_without_a_baseline_are_tested_against_the_first_by_seed():
+    runs = [run("distillation", seed, baseline=False) for seed in (1, 2)]
+    runs += [run("theseus", seed, baseline=False) for seed in (2, 3)]
+    tests = judged(*runs)
+    assert list(tests) == ["successor (theseus)"]
+    test = tests["successor (theseus)"]
+    assert (test.against, test.seeds) == ("student (distillation)", (2,))
+    assert test.differences == (runs[2]["successor"].score - runs[1]["student"].score,)
+
+
+def test_runs_that_share_no_seed_are_not_tested():
+    first, second = run("distillation", 1, baseline=False), run("theseus", 2, baseline=False)
+    assert judged(first, second) == {}
+
+
+def test_the_model_to_test_against_can_be_named():
+    runs = [run("theseus", 1), run("distillation", 1)]
+    tests = judged(*runs, against="student (distillation)")
+    assert "successor (theseus)" in tests
+    assert "student (distillation)" not in tests
+    own = judged(*runs, against="predecessor")
+    assert own["successor (theseus)"].differences == (
+        runs[0]["successor"].score - runs[0]["predecessor"].score,
+    )
+    with pytest.raises(ValueError, match="Expected --against to be one of predecessor; successor"):
+        judge(compare(runs), against="nobody")
+
+
+def test_tasks_are_not_tested_against_each_other():
+    runs = [run("distillation", 1, baseline=False), run("theseus", 1, False, task="other")]
+    assert judged(*runs) == {}
+
+
+@pytest.mark.parametrize("other", [{"keeps": False}, {"labels_seed": 5}])
+def test_without_predictions_of_the_same_rows_only_seeds_are_tested(other):
+    runs = [run("theseus", 1), run("theseus", 2, **other)]
+    test = judged(*runs)["successor (theseus)"]
+    assert test.over_rows is None
+    assert test.over_seeds is not None
+
+
+def test_a_report_of_before_predictions_is_compared_by_its_scores():
+    old = [replace(run("theseus", seed, keeps=False), tests=(), absent={}) for seed in (1, 2)]
+    rows = compare(old)
+    assert [row.agreement for row in rows] == [None] * 3
+    assert judge(rows)[0].over_seeds is not None

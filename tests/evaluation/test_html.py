@@ -1,0 +1,85 @@
+"""The page is one file: no network, no scripts, every text escaped, the table's own numbers."""
+
+import base64
+import re
+from html.parser import HTMLParser
+
+import pytest
+from test_report import account, full_report, small_report
+
+from kdnlp.evaluation.html import PageTable, page_html
+from kdnlp.evaluation.rows import rows_of
+
+
+class Reader(HTMLParser):
+    """What a page holds: its tags, where its links lead, and the cells of its tables."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.links, self.rows, self.open = [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.links += [value for name, value in attrs if name in ("src", "href", "action")]
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+        self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        while self.open and self.open.pop() != tag:
+            pass
+
+    def handle_data(self, data):
+        if {"td", "th"} & set(self.open) and "span" not in self.open:
+            self.rows[-1][-1] += data
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("page")
+    full_report().save(folder)
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_page_needs_nothing_but_itself(page):
+    reader = Reader(page)
+    assert reader.links
+    assert all(link.startswith("data:image/svg+xml;base64,") for link in reader.links)
+    assert not {"script", "link", "iframe", "object", "base"} & set(reader.tags)
+    assert not re.search(r"@import|url\(", page)
+    for link in reader.links:
+        svg = base64.b64decode(link.partition(",")[2]).decode()
+        assert "<svg" in svg
+        assert not re.search(r'(?:href|src)="(?!#)', svg)  # its own parts only
+
+
+def test_the_page_shows_the_rows_of_the_report(page):
+    rows = [[cell.strip() for cell in row] for row in Reader(page).rows]
+    for row in rows_of(full_report()):
+        assert [row.label, *row.cells] in rows
+        assert row.how.replace("'", "&#39;") in page
+    assert ["no", "7", "71.4", "57.1", "42.9"] in rows
+
+
+def test_light_and_dark_readers_are_served(page):
+    assert "color-scheme: light dark" in page
+    assert "prefers-color-scheme: dark" in page
+
+
+def test_names_cannot_become_markup(tmp_path):
+    evil = '<script>alert("x")</script>'
+    models = (account("teacher", 0.8, 10.0), account(evil, 0.7, 5.0))
+    small_report(task=evil, models=models).save(tmp_path)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "script" not in Reader(page).tags
+    assert "&lt;script&gt;" in page
+
+
+def test_a_table_without_notes_on_its_rows_is_plain():
+    page = page_html("t", [PageTable("", ("a", "b", "c"), [("x", "1", "2")], note="n")], [], [])
+    assert Reader(page).rows == [["a", "b", "c"], ["x", "1", "2"]]
+    assert 'class="how"' not in page
+    assert "What is not here" not in page
