@@ -8,7 +8,8 @@ BIN := $(VENV)/bin
 # `make audit-minimal MINIMAL_TORCH=2.6.0` where yours does.
 MINIMAL_TESTS := tests/test_loading.py tests/trainers/test_resuming.py tests/trainers/test_contract.py \
 	tests/models/test_pretrained.py tests/models/test_theseus.py tests/cli/test_commands.py
-# Old libraries call what the newer ones below them have deprecated: no business of this run.
+# Old libraries call what the newer ones below them have deprecated, and leave files open: no business
+# of this run.
 MINIMAL_TORCH ?= 2.13.0
 
 .PHONY: demo test lint slow audit audit-minimal audit-advisories clean help
@@ -42,7 +43,8 @@ audit-minimal: $(VENV)/.installed
 	$(BIN)/python tools/lowest_versions.py torch=$(MINIMAL_TORCH) > .venv-minimal/lowest.txt
 	.venv-minimal/bin/pip install --quiet --constraint .venv-minimal/lowest.txt --editable . \
 		hypothesis pytest pytest-timeout
-	.venv-minimal/bin/python -m pytest -W ignore::DeprecationWarning $(MINIMAL_TESTS)
+	.venv-minimal/bin/python -m pytest -W ignore::DeprecationWarning \
+		-W ignore::ResourceWarning -W ignore::pytest.PytestUnraisableExceptionWarning $(MINIMAL_TESTS)
 
 # Asks a service on the network. --strict: a package that it could not look up is a failure, not silence.
 audit-advisories:
