@@ -19,6 +19,7 @@ _HOMES = {
     "add_teacher_inputs": "data.collation",
     "GLUE_TASKS": "data.glue",
     "load_glue": "data.glue",
+    "load_glue_test": "data.glue_unlabelled",
     "KINDS": "data.preparation",
     "build_collator": "data.preparation",
     "check_dataset": "data.preparation",
@@ -78,6 +79,10 @@ _HOMES = {
     "CompressionReport": "evaluation.report",
     "build_card": "hub.card",
     "publish_results": "hub.publish",
+    "check_submission": "hub.submission",
+    "write_submission": "hub.submission",
+    "check_card": "uploads.card_check",
+    "publishable_files": "uploads.publishable",
     "parse_arguments": "cli.parsing",
 }
 
@@ -93,6 +98,7 @@ if TYPE_CHECKING:
     from kdnlp.data.augmentation import augment_tokens
     from kdnlp.data.collation import TeacherInputsCollator, add_teacher_inputs
     from kdnlp.data.glue import GLUE_TASKS, load_glue
+    from kdnlp.data.glue_unlabelled import load_glue_test
     from kdnlp.data.preparation import KINDS, build_collator, check_dataset, prepare
     from kdnlp.data.synthetic import SYNTHETIC_TASKS, generate
     from kdnlp.data.tables import infer_task, read_tables
@@ -105,6 +111,7 @@ if TYPE_CHECKING:
     from kdnlp.evaluation.run import describe_run
     from kdnlp.hub.card import build_card
     from kdnlp.hub.publish import publish_results
+    from kdnlp.hub.submission import check_submission, write_submission
     from kdnlp.losses import (
         LOSSES,
         AttentionLoss,
@@ -153,6 +160,8 @@ if TYPE_CHECKING:
     from kdnlp.trainers.distillation import DistillationTrainer
     from kdnlp.trainers.preemption import Preempted
     from kdnlp.trainers.theseus import TheseusTrainer
+    from kdnlp.uploads.card_check import check_card
+    from kdnlp.uploads.publishable import publishable_files
 
 
 def __getattr__(name: str) -> Any:

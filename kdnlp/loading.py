@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
@@ -63,6 +64,8 @@ def load_model(auto_class: Any, name: str, **kwargs: Any) -> tuple[Any, dict[str
     elif has_own_code(model):
         logger.warning(_LEFT_OUT, name, "model")
         del model.config.auto_map
+    # It is not saved with the configuration; cards tell it.
+    model.config._commit_hash = _loaded_commit(name, kwargs)
     return model, loading
 
 
@@ -78,6 +81,15 @@ def load_tokenizer(name: str, **kwargs: Any) -> PreTrainedTokenizerBase:
     if not options["trust_remote_code"] and tokenizer.init_kwargs.pop("auto_map", None):
         logger.warning(_LEFT_OUT, name, "tokenizer")
     return tokenizer
+
+
+def _loaded_commit(name: str, kwargs: dict[str, Any]) -> str | None:
+    """The commit of the Hub that was just loaded: the name of its folder in the cache."""
+    if os.path.isdir(name):
+        return None
+    options = {key: kwargs.get(key) for key in ("cache_dir", "revision")}
+    path = try_to_load_from_cache(name, "config.json", **options)
+    return Path(path).parent.name if isinstance(path, str) else None
 
 
 def has_own_code(model: Any) -> bool:

@@ -4,6 +4,7 @@ import json
 import pickle
 
 import pytest
+from settings import CHECKPOINTING
 from transformers import HfArgumentParser, TrainingArguments
 from whole_checkpoint import write_checkpoint
 
@@ -176,7 +177,7 @@ def test_slot_sizes_keep_their_order_and_default_to_an_even_cut(theseus):
 @pytest.mark.parametrize("kwargs", [{"use_reentrant": True}, '{"use_reentrant": true}'])
 def test_reentrant_checkpointing_would_train_no_first_block_and_is_refused(kwargs, theseus):
     with pytest.raises(ValueError, match="non-reentrant gradient checkpointing"):
-        theseus(activation_checkpointing=True, activation_checkpointing_kwargs=kwargs)
+        theseus(**{CHECKPOINTING: True, f"{CHECKPOINTING}_kwargs": kwargs})
 
 
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing:FutureWarning")
@@ -186,14 +187,11 @@ def test_reentrant_checkpointing_is_refused_under_its_old_name_too(theseus):
 
 
 def test_other_checkpointing_and_compiled_blocks_are_allowed(theseus, distillation):
-    args = theseus(
-        activation_checkpointing=True,
-        activation_checkpointing_kwargs={"use_reentrant": False},
-        compile_blocks=True,
-    )
-    assert args.activation_checkpointing
+    settings = {CHECKPOINTING: True, f"{CHECKPOINTING}_kwargs": {"use_reentrant": False}}
+    args = theseus(**settings, compile_blocks=True)
+    assert getattr(args, CHECKPOINTING)
     assert args.compile_blocks
-    assert distillation(activation_checkpointing_kwargs={"use_reentrant": True})
+    assert distillation(**{f"{CHECKPOINTING}_kwargs": {"use_reentrant": True}})
 
 
 # Loss weights and temperature.
@@ -341,8 +339,8 @@ SET = {
         "predecessor_dropout": False,
         "unfreeze_after_replacement": True,
         "compile_blocks": True,
-        "activation_checkpointing": True,
-        "activation_checkpointing_kwargs": '{"use_reentrant": false}',
+        CHECKPOINTING: True,
+        f"{CHECKPOINTING}_kwargs": '{"use_reentrant": false}',
     },
 }
 

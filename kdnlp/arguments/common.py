@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 from transformers import TrainingArguments
+from transformers.trainer_utils import HubStrategy
 
 from kdnlp.checkpoints import LAST_WHOLE, find_checkpoint
 
@@ -60,14 +61,19 @@ class CompressionTrainingArguments(TrainingArguments):
         self.check()
         super().__post_init__()
 
+    @property
+    def compiles(self) -> bool:
+        """Whether any model of the run is compiled."""
+        own = (getattr(self, name, False) for name in ("compile_blocks", "compile_teacher"))
+        return bool(self.torch_compile or any(own))
+
     def check(self) -> None:
         """Raise `ValueError` for a setting that would train wrongly.
 
         Called at construction and again when training starts, since a hyperparameter search sets
         fields on a finished object.
         """
-        own = (getattr(self, name, False) for name in ("compile_blocks", "compile_teacher"))
-        if self.unpadded and (self.torch_compile or any(own)):
+        if self.unpadded and self.compiles:
             raise ValueError(
                 "unpadded=True gives the blocks another number of tokens in every batch, and "
                 "compiled ones would be compiled anew until the recompile limit stops it. Use "
@@ -86,6 +92,14 @@ class CompressionTrainingArguments(TrainingArguments):
                 "enable_jit_checkpoint=True saves in the middle of a step, seconds after SIGTERM "
                 "and on each process by itself; what resumes from there is another run. Leave it "
                 "out: SIGTERM ends a step, saves on all processes and exits, without it."
+            )
+        strategy = HubStrategy(self.hub_strategy)
+        if self.push_to_hub and strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):
+            raise ValueError(
+                f"Expected hub_strategy=end or every_save, got {strategy.value}. It would publish "
+                "optimizer and random states, and training_args.bin, which is a pickle with the "
+                "paths of this machine. every_save publishes the model of every checkpoint, and "
+                "each stays at its commit."
             )
 
     def __getstate__(self) -> dict[str, Any]:

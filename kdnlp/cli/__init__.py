@@ -1,4 +1,4 @@
-"""The command line: `kdnlp demo | finetune | distill | theseus | ladder | report`.
+"""The command line, `kdnlp COMMAND`: what is in `COMMANDS`.
 
 This file only finds the command; `kdnlp --help` loads no torch.
 """
@@ -16,6 +16,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "theseus": ("compress", "replace a fine-tuned model's blocks by fewer ones while it runs"),
     "ladder": ("ladder", "distil one teacher into students of several depths, and compare them"),
     "report": ("report", "print the report of a run, or compare several"),
+    "submit": ("submit", "answer GLUE's test rows with your models, for its server"),
+    "push": ("push", "publish a run's model, card and report on the Hub, and nothing else"),
 }
 """Name of each command, the module here whose `main(command, argv)` runs it, and what it does."""
 

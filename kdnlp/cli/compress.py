@@ -36,7 +36,8 @@ from kdnlp.cli.steps import (
 from kdnlp.data.task import Task
 from kdnlp.evaluation.evaluate import evaluate_model
 from kdnlp.evaluation.report import Metrics
-from kdnlp.hub.publish import model_name, publish_results
+from kdnlp.hub.origin import model_name
+from kdnlp.hub.publish import publish_results
 from kdnlp.models.ensemble import TeacherEnsemble
 from kdnlp.models.layers import find_layers
 from kdnlp.models.pretrained import in_model_order, load_finetuned, load_for_finetuning
@@ -113,6 +114,7 @@ def main(command: str, argv: Sequence[str]) -> None:
         base_model=source_of(options),
         sequence_length=options.report_length,
         max_seconds=options.report_seconds,
+        license=options.license,
         command=command_line(command, argv),
         **facts,
     )

@@ -56,6 +56,7 @@ def main(command: str, argv: Sequence[str]) -> None:
         {"model": metrics},
         task,
         base_model=options.model,
+        license=options.license,
         command=command_line(command, argv),
     )
     print_report(report, str(args.output_dir))

@@ -159,6 +159,7 @@ def publish_student(
         base_model=options.teacher,
         sequence_length=options.report_length,
         max_seconds=options.report_seconds,
+        license=options.license,
         command=command,
     )
 

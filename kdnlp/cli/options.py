@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 
 from kdnlp.arguments import DistillationTrainingArguments
 from kdnlp.losses import LOSSES
+from kdnlp.uploads.card_check import check_license
 
 
 @dataclass(kw_only=True)
@@ -58,7 +59,7 @@ class DataOptions:
 
 @dataclass(kw_only=True)
 class ModelOptions:
-    """Which revision of a model on the Hub, and whether its code may run."""
+    """Which revision of a model on the Hub, whether its code may run, and what licence follows."""
 
     group_title: ClassVar[str] = "model"
 
@@ -72,6 +73,18 @@ class ModelOptions:
             "What is saved carries the code along."
         },
     )
+    license: str | None = field(
+        default=None,
+        metadata={
+            "help": "Licence of the model that is made, such as apache-2.0, for its card; default "
+            "that of the model it is made from."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse what the Hub would refuse, before anything is trained."""
+        if self.license is not None:
+            check_license(self.license)
 
 
 @dataclass(kw_only=True)
@@ -174,6 +187,7 @@ class DistillOptions(TeacherOptions, CompressionOptions):
 
     def __post_init__(self) -> None:
         """Refuse two answers to one question."""
+        super().__post_init__()
         if self.student is not None and self.num_layers is not None:
             raise ValueError(
                 f"Expected --student or --num_layers, got both: {self.student} has its own number "

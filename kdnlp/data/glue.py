@@ -1,6 +1,7 @@
 """The nine GLUE tasks (Wang et al. 2019, https://gluebenchmark.com), from the Hub or a folder."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -98,8 +99,8 @@ def load_glue_raw(task: str, data_dir: str | os.PathLike[str] | None = None) -> 
     if data_dir is None:
         splits = load_dataset(HUB_DATASET, task)
         return DatasetDict({split: splits[split] for split in _splits(description)})
-    for folder in _candidate_folders(Path(data_dir), task):
-        files = _find_parquet(folder, description)
+    for folder in candidate_folders(Path(data_dir), task, OFFICIAL_LAYOUTS[task].folder):
+        files = find_parquet(folder, _splits(description))
         if files is not None:
             return load_dataset("parquet", data_files=files)
         if has_official_files(folder, description):
@@ -107,8 +108,15 @@ def load_glue_raw(task: str, data_dir: str | os.PathLike[str] | None = None) -> 
     raise _not_found(Path(data_dir), description)
 
 
-def _candidate_folders(data_dir: Path, task: str) -> list[Path]:
-    own = {task, OFFICIAL_LAYOUTS[task].folder}
+def candidate_folders(data_dir: Path, task: str, *official: str) -> list[Path]:
+    """Where a task's files may lie: in folders below `data_dir`, or in itself.
+
+    Args:
+        data_dir: what the user named.
+        task: the Hub's name of the task.
+        official: what folders of it are called elsewhere.
+    """
+    own = {task, *official}
     folders = [data_dir / name for name in sorted(own)]
     # RTE, WNLI and MRPC share their columns: given the folder of another task, nothing later would
     # notice that it is not this one.
@@ -117,10 +125,10 @@ def _candidate_folders(data_dir: Path, task: str) -> list[Path]:
     return folders if data_dir.resolve().name.lower() in others else [*folders, data_dir]
 
 
-def _find_parquet(folder: Path, task: Task) -> dict[str, list[str]] | None:
+def find_parquet(folder: Path, splits: Sequence[str]) -> dict[str, list[str]] | None:
     """The parquet files of every split, in shard order; `None` unless all splits are there."""
     found = {}
-    for split in _splits(task):
+    for split in splits:
         whole = folder / f"{split}.parquet"
         shards = [whole] if whole.is_file() else _find_shards(folder, split)
         if not shards:
@@ -144,7 +152,8 @@ def _not_found(data_dir: Path, task: Task) -> FileNotFoundError:
     official = ", ".join(official_file(split) for split in _splits(task))
     if task.name == "mrpc":
         official += " (or msr_paraphrase_train.txt with dev_ids.tsv)"
-    folders = ", ".join(str(folder) for folder in _candidate_folders(data_dir, task.name))
+    places = candidate_folders(data_dir, task.name, OFFICIAL_LAYOUTS[task.name].folder)
+    folders = ", ".join(map(str, places))
     return FileNotFoundError(
         f"No complete copy of GLUE's {task.name} under {data_dir}. Looked in {folders} for "
         f"{parquet} (or <split>-00000-of-00001.parquet), and for {official}. Point data_dir at the "

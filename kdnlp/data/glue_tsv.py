@@ -125,21 +125,50 @@ def _read_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 def _read_rows(path: Path, task: Task) -> Iterator[Row]:
     layout = OFFICIAL_LAYOUTS[task.name]
+    # QQP's first release has a few broken lines, which the Hub's copy leaves out as well.
+    return _read_columns(
+        path, task.name, [*layout.columns.values()], layout.header, skip_short=task.name == "qqp"
+    )
+
+
+def read_test_texts(path: Path, task: Task, layout: OfficialLayout) -> Dataset:
+    """The texts of an official test file, whose labels only GLUE's server knows.
+
+    Args:
+        path: the file; it has a header line, that of CoLA too.
+        task: says which columns are texts.
+        layout: what they are called in the file.
+
+    Raises:
+        ValueError: if a column or a field is not what the task's files hold. No line is left out:
+            the server counts them.
+    """
+    names = {column: layout.columns[column] for column in task.text_columns}
+    rows = [row for _, row in _read_columns(path, task.name, [*names.values()])]
+    texts = {column: [row[name] for row in rows] for column, name in names.items()}
+    return Dataset.from_dict(texts, features=Features(dict.fromkeys(names, Value("string"))))
+
+
+def _read_columns(
+    path: Path,
+    task: str,
+    columns: list[str],
+    header: tuple[str, ...] | None = None,
+    skip_short: bool = False,
+) -> Iterator[Row]:
     lines = _read_lines(path)
-    header = layout.header or tuple(next(lines, (1, ""))[1].split("\t"))
-    missing = [column for column in layout.columns.values() if column not in header]
+    header = header or tuple(next(lines, (1, ""))[1].split("\t"))
+    missing = [column for column in columns if column not in header]
     if missing:
         raise ValueError(
-            f"{path}: expected the columns {list(layout.columns.values())} of GLUE's {task.name}, "
-            f"got {list(header)}. Another file would train another task. Check that it is the "
-            "official one, with its header line."
+            f"{path}: expected the columns {columns} of GLUE's {task}, got {list(header)}. Another "
+            "file would be another task. Check that it is the official one, with its header line."
         )
     for number, line in lines:
         fields = line.split("\t")
         if len(fields) >= len(header):
             yield number, dict(zip(header, fields, strict=False))
-        # QQP's first release has a few broken lines, which the Hub's copy leaves out as well.
-        elif task.name != "qqp":
+        elif not skip_short:
             raise ValueError(
                 f"{path}, line {number}: expected {len(header)} fields, got {len(fields)}. A "
                 "shifted field would be read as the text or the label. Download the file again."

@@ -65,6 +65,49 @@ def encode_texts(
     )
 
 
+def encode_unlabelled(
+    rows: Dataset, split: str, task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> Dataset:
+    """Tokens of rows without labels, as of a test split.
+
+    Returns:
+        `input_ids` and what goes with them, cut at `max_length`, in the order of the rows.
+
+    Raises:
+        ValueError: if a text column holds anything but strings, or a text is null.
+    """
+    for column in task.text_columns:
+        check_text_type(rows, split, column)
+    for first_row, table in arrow_tables(rows, [*task.text_columns]):
+        check_texts(table, split, task.text_columns, first_row)
+    columns = input_columns(tokenizer)
+    return rows.map(
+        _tokenise,
+        batched=True,
+        remove_columns=rows.column_names,
+        features=Features(dict(input_features(columns))),
+        fn_kwargs={
+            "tokenizer": tokenizer,
+            "task": task,
+            "max_length": max_length,
+            "columns": columns,
+        },
+        desc=f"Tokenising {task.name} {split}",
+    )
+
+
+def _tokenise(
+    batch: Mapping[str, list[Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    max_length: int,
+    columns: list[str],
+) -> dict[str, list[Any]]:
+    texts = (batch[column] for column in task.text_columns)
+    encoding = tokenizer(*texts, truncation=True, max_length=max_length)
+    return {column: encoding[column] for column in columns}
+
+
 def _encode(
     batch: Mapping[str, list[Any]],
     tokenizer: PreTrainedTokenizerBase,
@@ -73,10 +116,8 @@ def _encode(
     max_length: int,
     columns: list[str],
 ) -> dict[str, list[Any]]:
-    texts = (batch[column] for column in task.text_columns)
-    encoding = tokenizer(*texts, truncation=True, max_length=max_length)
     labels = _labels([batch[column] for column in task.label_columns], task, ids)
-    return {**{column: encoding[column] for column in columns}, "labels": labels}
+    return {**_tokenise(batch, tokenizer, task, max_length, columns), "labels": labels}
 
 
 def _labels(raw: list[list[Any]], task: Task, ids: ClassIds | None) -> list[Any]:

@@ -1,8 +1,10 @@
 """How a model came about, as plain values for the report and the card."""
 
+import platform
 from dataclasses import fields
 from typing import Any
 
+import datasets
 import torch
 import transformers
 from transformers import TrainingArguments
@@ -62,10 +64,13 @@ def describe_run(trainer: CompressionTrainer, task: Task, **more: Any) -> dict[s
         "label_names": list(task.label_names or ()),
         "positive_class": _positive_class(task),
         "max_length": task.max_length,
+        "train_rows": getattr(trainer.train_dataset, "num_rows", None),
         "versions": {
             "kdnlp": kdnlp.__version__,
             "transformers": transformers.__version__,
             "torch": torch.__version__,
+            "datasets": datasets.__version__,
+            "python": platform.python_version(),
         },
         **more,
     }

@@ -1,6 +1,5 @@
 """After training: the report and the card beside the model, and all of it to the Hub if asked."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +11,10 @@ from kdnlp.data.task import Task
 from kdnlp.evaluation.report import CompressionReport, Metrics
 from kdnlp.evaluation.run import describe_run
 from kdnlp.hub.card import build_card
+from kdnlp.hub.origin import describe_origin
 from kdnlp.profiling.forward import max_positions
 from kdnlp.trainers.base import CompressionTrainer
+from kdnlp.uploads.card_check import check_license
 
 
 def publish_results(
@@ -24,6 +25,7 @@ def publish_results(
     base_model: str,
     sequence_length: int | None = None,
     max_seconds: float | None = 60.0,
+    license: str | None = None,
     **run: Any,
 ) -> CompressionReport | None:
     """Write the report and the card into the run's folder; push it where the arguments say so.
@@ -39,12 +41,16 @@ def publish_results(
             the last part is told.
         sequence_length: tokens per example of latency and FLOPs; `None` is the task's length.
         max_seconds: what measuring the latencies may take, roughly.
+        license: the model's licence by its Hub id; `None` is that of the base model, where its
+            card says one.
         **run: further plain values for the report, such as the `command`.
 
     Returns:
         The report, on the main process; `None` on the others.
     """
     args, report = trainer.args, None
+    if license is not None:
+        check_license(license)
     name = next((name for name, model in models.items() if model is trainer.student), None)
     if name is None:
         raise ValueError(
@@ -57,8 +63,9 @@ def publish_results(
     length = min([task.max_length, *(limit for limit in limits if limit)])
     task = replace(task, max_length=length)
     if trainer.is_world_process_zero():
-        origin, on_hub = model_name(base_model), not os.path.isdir(base_model)
-        facts = describe_run(trainer, task, base_model=origin, base_model_on_hub=on_hub, **run)
+        revision = getattr(next(iter(models.values())).config, "_commit_hash", None)
+        origin = describe_origin(base_model, revision)
+        facts = describe_run(trainer, task, **origin, **run)
         # A teacher whose outputs are cached has left the run's device.
         report = CompressionReport.measure(
             models,
@@ -73,14 +80,9 @@ def publish_results(
         report.save(str(args.output_dir))
         own_name = Path(str(args.output_dir)).resolve().name
         repo_id = getattr(trainer, "hub_model_id", None) or args.hub_model_id or own_name
-        trainer.model_card = str(build_card(report, name, repo_id))
+        trainer.model_card = str(build_card(report, name, repo_id, license))
     trainer.accelerator.wait_for_everyone()
     trainer.create_model_card()
     if args.push_to_hub:
         trainer.push_to_hub()
     return report
-
-
-def model_name(place: str) -> str:
-    """A model's id on the Hub, or the last part of the folder that it lies in."""
-    return Path(place).resolve().name if os.path.isdir(place) else place

@@ -3,7 +3,8 @@
 A model that is asked for its hidden states keeps all of them; hooks keep those that a loss reads.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -40,6 +41,18 @@ _ORDER = tuple(_VECTORS)
 _Keep = Callable[[Mapping[str, torch.Tensor]], None]
 _RECORDERS: WeakKeyDictionary[nn.Module, list[_Keep]] = WeakKeyDictionary()
 """Who is shown the attention of a module."""
+
+
+@contextmanager
+def hooks_noticed() -> Iterator[None]:
+    """Let code that is compiled in the block ask which hooks a module has, whenever it runs.
+
+    By default torch does not: a model without hooks would leave code behind that others of its
+    class run too, and what a loss reads would not be kept, or the other way round.
+    """
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(skip_nnmodule_hook_guards=False):
+        yield
 
 
 class LayerOutputs(dict[int, torch.Tensor]):

@@ -8,10 +8,15 @@ from torch import nn
 _TABLES = ("position_embeddings", "wpe", "embed_positions", "position_embedding")
 
 
-def position_limit(model: nn.Module) -> int | None:
+def position_limit(model: nn.Module, decoder: bool = False) -> int | None:
     """The most tokens that the model has positions for; `None` if it computes them.
 
     Of several tables, such as those of an ensemble's members, the shortest one counts.
+
+    Args:
+        model: any model.
+        decoder: of a model with encoder and decoder, ask for what the decoder reads, which are the
+            labels, and not for `input_ids`.
     """
     both = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
     tables = [
@@ -19,7 +24,7 @@ def position_limit(model: nn.Module) -> int | None:
         for name, module in model.named_modules()
         if name.rpartition(".")[2] in _TABLES
         and isinstance(module, nn.Embedding)
-        and not (both and "decoder" in name.split("."))  # which reads no input_ids
+        and (not both or decoder == ("decoder" in name.split(".")))
         and not hasattr(module, "make_weight")  # FSMT's grows as texts do
     ]
     return min(map(_room, tables), default=None)

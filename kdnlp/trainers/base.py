@@ -4,7 +4,6 @@ import copy
 import logging
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import torch
@@ -14,17 +13,17 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from kdnlp.arguments import CompressionTrainingArguments, DistillationTrainingArguments
 from kdnlp.arguments.values import checkpoints_reentrantly
-from kdnlp.files import replace_text
 from kdnlp.losses import DistillationLoss
 from kdnlp.losses.balance import BALANCERS, GradientNormBalancer
 from kdnlp.models.alignment import input_names
+from kdnlp.models.capture import hooks_noticed
 from kdnlp.models.heads import task_kind
 from kdnlp.models.layers import find_layers
 from kdnlp.models.precision import restore_forward, wrapped_forward
 from kdnlp.trainers.cached import check_rows, use_cache
-from kdnlp.trainers.durable import DurableTrainer
 from kdnlp.trainers.intermediate import IntermediateOutputs, layers_read
 from kdnlp.trainers.placement import check_precision, check_processes, place_partner
+from kdnlp.trainers.publishing import PublishingTrainer
 from kdnlp.trainers.sharding import check_strategy, sharded
 from kdnlp.trainers.step import TASK
 from kdnlp.trainers.teacher_run import TeacherRun
@@ -52,7 +51,7 @@ REENTRANT = (
 _HALF_PRECISION = {torch.float16, torch.bfloat16}
 
 
-class CompressionTrainer(DurableTrainer):
+class CompressionTrainer(PublishingTrainer):
     """A `Trainer` whose loss is a weighted sum of named parts, one of them on the labels.
 
     Without a partner and losses it is plain fine-tuning, with the loss at the scale that the
@@ -259,7 +258,8 @@ class CompressionTrainer(DurableTrainer):
         if self.model_init is None:
             self.position_limits = check_training_data(self, self.student)  # type: ignore[unreachable]
         self._recorded = {}
-        with self.owned(resume_from_checkpoint) as checkpoint, self._trained_model():
+        compiling = hooks_noticed() if self.args.compiles else nullcontext()
+        with self.owned(resume_from_checkpoint) as checkpoint, self._trained_model(), compiling:
             try:
                 if self.model_init is None:
                     self.join(self.student)  # type: ignore[unreachable]
@@ -286,8 +286,6 @@ class CompressionTrainer(DurableTrainer):
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Push a plain model or none: checkpoints hold the losses' parameters too."""
-        if self._partial is not None:
-            return  # it is pushed from its place
         if hasattr(self.student, LOSS_MODULE):
             logger.warning("A loss with parameters trains along; the model is pushed at the end.")
         else:
@@ -296,21 +294,12 @@ class CompressionTrainer(DurableTrainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save a plain model; checkpoints also hold the losses' parameters, to resume from."""
         modules = self.student._modules
-        losses = None if _internal_call else modules.pop(LOSS_MODULE, None)
+        losses = modules.pop(LOSS_MODULE, None) if self._partial is None else None
         try:
             super().save_model(output_dir, _internal_call=_internal_call)
         finally:
             if losses is not None:
                 modules[LOSS_MODULE] = losses
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write `model_card` where one was set, else transformers' card with our tags."""
-        if self.model_card is None:
-            kwargs.setdefault("tags", ["kdnlp", self.method])
-            super().create_model_card(*args, **kwargs)
-        elif self.is_world_process_zero():
-            readme = Path(str(self.args.output_dir), "README.md")
-            replace_text(readme, self.model_card)
 
     # Checks, some of which subclasses extend.
 

@@ -30,6 +30,9 @@ from kdnlp.trainers.step import WeightedLossTrainer
 
 logger = logging.getLogger(__name__)
 
+_TORCH_WRITES = ("PytorchStreamWriter", "inline_container")
+"""What a `RuntimeError` of `torch.save` that could not write speaks of."""
+
 
 class DurableTrainer(WeightedLossTrainer):
     """A `WeightedLossTrainer` whose run can be killed at any moment and resumed.
@@ -186,11 +189,14 @@ class DurableTrainer(WeightedLossTrainer):
             state.save_to_json(str(folder / PARTIAL / this / TRAINER_STATE))
 
     def _move(self, partial: Path, target: Path) -> None:
-        """Give a checkpoint its name; every node does where each has a disk of its own."""
-        for mine in (self.args.should_save, self.args.local_process_index == 0):
-            if mine and partial.is_dir():
-                replace_folder(partial, target)
-            self.accelerator.wait_for_everyone()
+        """Give a checkpoint its name.
+
+        Whoever has written the model does it, and nobody looks whether it is still to be done: a
+        network's file system may show another node the folder for a while after it was moved.
+        """
+        if self.args.should_save:
+            replace_folder(partial, target)
+        self.accelerator.wait_for_everyone()
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Write the model, each file whole or not at all."""
@@ -231,6 +237,8 @@ def _explained(target: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, RuntimeError) and not any(p in str(error) for p in _TORCH_WRITES):
+            raise
         raise OSError(
             f"{target} could not be written ({error}). Checkpoints from before are whole. Make "
             "room on the disk, and go on from the newest with resume_from_checkpoint=last."

@@ -1,6 +1,7 @@
 """Where the models of a run lie: a device a process, the frozen partner beside the student."""
 
 import copy
+import os
 
 import torch
 from torch import nn
@@ -32,12 +33,19 @@ def place_partner(
 
 
 def check_processes(args: TrainingArguments) -> None:
-    """Raise `ValueError` for several GPUs in one process."""
+    """Raise `ValueError` for several GPUs in one process, and for nodes with a disk each."""
     if args.n_gpu > 1:
         raise ValueError(
             f"This process sees {args.n_gpu} GPUs and would train with DataParallel, which copies "
             "the model without its frozen partner. Start one process per GPU: "
             f"accelerate launch --num_processes {args.n_gpu} ..., or set CUDA_VISIBLE_DEVICES."
+        )
+    on_this_node = int(os.environ.get("LOCAL_WORLD_SIZE", args.world_size))
+    if args.save_on_each_node and args.world_size > on_this_node:
+        raise ValueError(
+            "Expected save_on_each_node=False on several nodes, got True. Transformers 5 writes "
+            "the weights on the first process alone, and the run could not be resumed from what "
+            "lies on the other nodes. Put output_dir on a disk that all nodes share."
         )
 
 

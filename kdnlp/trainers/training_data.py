@@ -35,6 +35,7 @@ def check_training_data(trainer: WeightedLossTrainer, model: PreTrainedModel) ->
     classes = num_classes(model, trainer.task)
     own = position_limit(model)
     alone = {} if own is None else {"input_ids": own}  # the student is evaluated alone
+    alone |= _label_limit(trainer, model)
     for name, dataset in _datasets(trainer):
         here = limits if name == "train_dataset" else alone
         if not isinstance(dataset, Dataset) or dataset.format["type"] == "custom":
@@ -84,7 +85,17 @@ def _limits(trainer: WeightedLossTrainer, model: PreTrainedModel) -> dict[str, i
         limits = {"input_ids": ours}  # members of an ensemble read columns of their own
     else:
         limits = {"input_ids": min((n for n in (ours, theirs) if n is not None), default=None)}
-    return {column: limit for column, limit in limits.items() if limit is not None}
+    found = {column: limit for column, limit in limits.items() if limit is not None}
+    return found | _label_limit(trainer, model, trainer.partner)
+
+
+def _label_limit(trainer: WeightedLossTrainer, *models: PreTrainedModel | None) -> dict[str, int]:
+    """The most labels of a row whose tokens a decoder reads, by column."""
+    if trainer.task != "seq2seq_lm":
+        return {}
+    limits = [position_limit(model, decoder=True) for model in models if model is not None]
+    known = [limit for limit in limits if limit is not None]
+    return {"labels": min(known)} if known else {}
 
 
 def _check_lengths(dataset: Dataset, name: str, column: str, limit: int | None) -> None:
@@ -93,7 +104,7 @@ def _check_lengths(dataset: Dataset, name: str, column: str, limit: int | None) 
         if not lengths:
             return
         empty = np.flatnonzero(lengths[-1] == 0)
-        if len(empty) and len(lengths) == 1:
+        if len(empty) and len(lengths) == 1 and column != "labels":
             raise ValueError(
                 f"{name}, {column}, row {first + int(empty[0])}: expected at least one token, got "
                 "none. Its answer would be that of the padding. Drop the row, or let the tokenizer "

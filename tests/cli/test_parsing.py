@@ -283,6 +283,11 @@ def test_no_token_is_in_an_error(flags, config, refused):
     assert "of-another-form" not in message
 
 
+@pytest.mark.parametrize("command", ["distill", "theseus"])
+def test_a_licence_that_the_hub_does_not_know_is_refused_before_training(command, refused):
+    assert "Expected a licence's id" in refused("--license", "The MIT Licence", command=command)
+
+
 @pytest.mark.parametrize("place", ["{}/elsewhere", "{}/out/../elsewhere", "{}/out/link", "{}/out"])
 def test_a_file_cannot_write_outside_the_output_folder(place, refused, parse, tmp_path):
     (tmp_path / "out").mkdir()

@@ -48,7 +48,9 @@ def train(folder, told):
     except ValueError as error:
         sys.exit(REFUSED if "in use by" in str(error) else 1)
     trainer.save_model()
-    torch.distributed.destroy_process_group()
+    # Not when the trainer is freed: in a fork on a busy machine, torch may wait for its own thread
+    # for good while the process group is destroyed.
+    os._exit(0)
 
 
 def together(folder, told=()):

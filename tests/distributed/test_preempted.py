@@ -18,13 +18,12 @@ SCRIPT = Path(__file__).parent / "run_preempted.py"
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """How the processes of each run ended, and the folder of all runs."""
+    """How the processes of each run ended, the folder of all runs, and what they said."""
     folder = tmp_path_factory.mktemp("preempted")
     command = [sys.executable, str(SCRIPT), str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr[-5000:]
-    print(done.stderr[-20000:])  # where a process hung, if one did
-    return json.loads(done.stdout.splitlines()[-1]), folder
+    return json.loads(done.stdout.splitlines()[-1]), folder, done.stderr[-20000:]
 
 
 def test_a_folder_in_use_is_refused_on_every_process(runs):
@@ -32,8 +31,8 @@ def test_a_folder_in_use_is_refused_on_every_process(runs):
 
 
 def test_a_signal_to_one_process_stops_both_with_one_whole_checkpoint(runs):
-    ends, folder = runs
-    assert (ends["told"], ends["both"]) == ([143, 143], [143, 143])
+    ends, folder, said = runs
+    assert (ends["told"], ends["both"]) == ([143, 143], [143, 143]), said
     (checkpoint,) = [name for name in ends["left"] if name.startswith("checkpoint-")]
     assert checkpoint == "checkpoint-4"
     assert not [name for name in ends["left"] if "partial" in name]
@@ -42,7 +41,7 @@ def test_a_signal_to_one_process_stops_both_with_one_whole_checkpoint(runs):
 
 
 def test_the_two_go_on_and_end_with_the_bytes_of_an_undisturbed_run(runs):
-    ends, folder = runs
-    assert (ends["whole"], ends["resumed"]) == ([0, 0], [0, 0])
+    ends, folder, said = runs
+    assert (ends["whole"], ends["resumed"]) == ([0, 0], [0, 0]), said
     ours, theirs = (folder / name / "model.safetensors" for name in ("told", "whole"))
     assert ours.read_bytes() == theirs.read_bytes()

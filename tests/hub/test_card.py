@@ -8,22 +8,21 @@ from settings import TRAINER_ROWS, build_trainer, tiny_model
 
 from kdnlp.data.glue import GLUE_TASKS
 from kdnlp.data.task import Task
-from kdnlp.evaluation import plots
 from kdnlp.evaluation.report import CompressionReport
 from kdnlp.hub.card import build_card
 from kdnlp.hub.publish import publish_results
+from kdnlp.uploads.card_check import check_card
 
 TASK = Task("own", ("text",), ("no", "yes"), ("accuracy",), max_length=8)
 
 
-@pytest.fixture(autouse=True)
-def _no_plot(monkeypatch):
-    """Drawing takes longer than training here."""
-    monkeypatch.setattr(plots, "save_plots", lambda report, folder: None)
-
-
 def scores(value, metrics=("accuracy",)):
     return {"validation": {**dict.fromkeys(metrics, value), "score": value, "loss": 0.4}}
+
+
+@pytest.fixture(autouse=True)
+def _undrawn(undrawn):
+    """No report of these tests is drawn."""
 
 
 def publish(row, folder, task=TASK, base_model="org/base", **overrides):
@@ -90,12 +89,6 @@ def test_a_checkpoint_chosen_on_the_measured_split_is_confessed(tmp_path):
     assert "chosen by loss on the same split, which flatters it" in card.text
 
 
-def test_without_a_report_the_stock_card_carries_our_tags(tmp_path):
-    trainer = build_trainer(TRAINER_ROWS["theseus"], tmp_path)
-    trainer.create_model_card()
-    assert {"kdnlp", "theseus"} <= set(ModelCard.load(tmp_path / "README.md").data.tags)
-
-
 def test_the_card_of_the_original_claims_no_compression(tmp_path):
     _, report, _ = publish("theseus", tmp_path)
     text = build_card(report, "predecessor", "me/predecessor").text
@@ -138,3 +131,127 @@ def test_what_describes_the_run_holds_no_folder_and_no_token(row, tmp_path):
     assert str(tmp_path) not in text
     assert report.run["optimizer_steps"] == 3
     assert report.run["seed"] == 3
+
+
+def glue_report(report, name):
+    """The same report, of a run on another GLUE task."""
+    task = GLUE_TASKS[name]
+    values = {**dict.fromkeys(task.metrics, 0.5), "score": 0.5, "loss": 0.4}
+    metrics = dict.fromkeys(task.eval_splits, values)
+    facts = {
+        "task_kind": task.kind,
+        "text_columns": list(task.text_columns),
+        "label_names": list(task.label_names or ()),
+        "dataset": task.dataset,
+    }
+    return replace(
+        report,
+        task=name,
+        metric_names=task.metrics,
+        models=tuple(replace(model, metrics=metrics) for model in report.models),
+        run={**report.run, **facts},
+    )
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    return publish("theseus", tmp_path_factory.mktemp("run"))[1]
+
+
+@pytest.mark.parametrize("name", GLUE_TASKS)
+def test_every_glue_task_has_a_whole_card(report, name):
+    task = GLUE_TASKS[name]
+    card = check_card(str(build_card(glue_report(report, name), "successor", "me/x")))
+    assert card.data.language == "en"
+    assert card.data.datasets == ["nyu-mll/glue"]
+    assert len(card.data.eval_results) == len(task.metrics) * len(task.eval_splits)
+    assert "wang2019glue" in card.text
+    assert "not of its test server" in card.text
+
+
+@pytest.mark.parametrize(
+    ("baseline", "said"),
+    [
+        (0.70, "70.0% against 76.0%, so the BERT-of-Theseus module replacement gained +6.0"),
+        (0.79, "gained nothing over it (-3.0 points)"),
+    ],
+)
+def test_what_the_method_gained_over_the_baseline_is_said(report, baseline, said):
+    plain = replace(report["successor"], name="baseline", metrics=scores(baseline))
+    card = build_card(replace(report, models=(*report.models, plain)), "successor", "me/x")
+    assert said in card.text
+
+
+def test_the_exact_command_is_shown_where_there_was_one(report):
+    assert "made from Python, with the arguments above" in build_card(report, "successor", "x").text
+    run = {**report.run, "command": "kdnlp theseus --task mrpc --seed 3"}
+    text = build_card(replace(report, run=run), "successor", "x").text
+    assert "```sh\nkdnlp theseus --task mrpc --seed 3\n```" in text
+
+
+def test_the_speed_up_says_on_what_it_was_measured(report):
+    assert f"on {report.setting.device}, 1 thread." in build_card(report, "successor", "x").text
+    setting = replace(report.setting, device="NVIDIA H100", threads=8)
+    text = build_card(replace(report, setting=setting), "successor", "x").text
+    assert "Latency was measured on NVIDIA H100;" in text
+
+
+def test_a_licence_that_is_given_comes_before_an_inherited_one(report):
+    inherited = {"license": "other", "license_name": "own", "license_link": "LICENSE"}
+    of_base = replace(report, run={**report.run, "license": inherited})
+    data = build_card(of_base, "successor", "x").data
+    assert (data.license, data.license_name, data.license_link) == ("other", "own", "LICENSE")
+    data = build_card(of_base, "successor", "x", license="mit").data
+    assert (data.license, data.license_name) == ("mit", None)
+    with pytest.raises(ValueError, match="Expected a licence's id"):
+        build_card(report, "successor", "x", license="MIT Licence")
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), float("inf")])
+def test_a_score_that_is_none_is_no_card(report, value):
+    broken = tuple(replace(model, metrics=scores(0.5)) for model in report.models)
+    broken[1].metrics["validation"]["accuracy"] = value
+    with pytest.raises((ValueError, TypeError)):
+        build_card(replace(report, models=broken), "successor", "x")
+
+
+OPEN = {
+    "an empty cell": "| score |  |",
+    "a cell of dashes and none": "| a | None |",
+    "not a number": "| accuracy | nan |",
+    "code in a cell": "| seed | `None` |",
+    "a template's field": "It keeps {{ kept }}.",
+    "a template's statement": "{% if x %}",
+    "the stock card's sentence": "More information needed",
+}
+
+
+@pytest.mark.parametrize("line", OPEN.values(), ids=OPEN)
+def test_an_open_field_is_found(report, line):
+    card = str(build_card(report, "successor", "x"))
+    with pytest.raises(ValueError, match="every field filled"):
+        check_card(f"{card}\n{line}\n")
+
+
+@pytest.mark.parametrize(
+    "text", ["| a | none |", "| loss | 0 |", "```\ntitle={{BERT}}\n```", "| a | b |\n| :-- | --: |"]
+)
+def test_what_only_looks_open_is_let_through(report, text):
+    check_card(f"{build_card(report, 'successor', 'x')}\n{text}\n")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ("library_name: transformers\n", "", "none for library_name"),
+        ("library_name: transformers", "library_name: ''", "none for library_name"),
+        ("- kdnlp\n", "- ''\n", "tags: "),
+        ("  results:", "  outcomes:", "expected metadata that the Hub takes"),
+        ("tags:\n", "tags: {\n", "expected metadata that the Hub takes"),
+    ],
+)
+def test_metadata_that_the_hub_would_not_take_are_refused(report, before, after, said):
+    card = str(build_card(report, "successor", "x"))
+    assert before in card
+    with pytest.raises(ValueError, match=said):
+        check_card(card.replace(before, after))

@@ -6,9 +6,10 @@ import pytest
 import transformers
 from huggingface_hub import ModelCard
 from kinds import kind_rows, kind_task, tiny_head
-from settings import arguments
+from settings import ARGUMENTS, arguments
 from transformers.pipelines import SUPPORTED_TASKS
 
+import kdnlp
 from kdnlp.data.preparation import KINDS, build_collator, prepare
 from kdnlp.data.synthetic import build_tokenizer
 from kdnlp.evaluation import plots
@@ -17,8 +18,9 @@ from kdnlp.evaluation.metrics import build_compute_metrics
 from kdnlp.evaluation.report import CompressionReport
 from kdnlp.hub.card import build_card
 from kdnlp.hub.publish import publish_results
+from kdnlp.hub.sections import METHODS
 from kdnlp.models.student import build_student
-from kdnlp.trainers.distillation import DistillationTrainer
+from kdnlp.uploads.card_check import check_card
 
 SAYS = {
     "single_label_classification": ["Labels: negative, positive.", "`tokenizer(text)`"],
@@ -29,23 +31,34 @@ SAYS = {
 }
 
 
-@pytest.fixture(scope="module", params=KINDS)
+TRAINED = [(trainer, kind) for trainer in ARGUMENTS for kind in KINDS]
+FEW = [("DistillationTrainer", kind) for kind in KINDS]
+FEW += [("TheseusTrainer", "token_classification"), ("CompressionTrainer", "regression")]
+
+
+CASES = [
+    pytest.param(c, id="-".join(c), marks=() if c in FEW else pytest.mark.slow) for c in TRAINED
+]
+
+
+@pytest.fixture(scope="module", params=CASES)
 def published(request, tmp_path_factory):
-    """A distilled student of each kind, with its report and card."""
-    kind, folder = request.param, tmp_path_factory.mktemp("published")
+    """A model of every kind by every trainer, with its report and card."""
+    (trainer, kind), folder = request.param, tmp_path_factory.mktemp("published")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("datasets.config.HF_DATASETS_CACHE", str(folder / "cache"))
         patch.setattr(plots, "save_plots", lambda report, folder: None)
-        yield kind, folder / "out", publish(kind, folder / "out")
+        yield kind, folder / "out", publish(trainer, kind, folder / "out")
 
 
-def publish(kind, folder):
+def publish(trainer_name, kind, folder):
     task, tokenizer, teacher = kind_task(kind), build_tokenizer(), tiny_head(kind, 4)
     data = prepare(kind_rows(kind), task, tokenizer)
-    args = arguments("DistillationTrainer", folder, max_steps=3)
-    trainer = DistillationTrainer(
+    args = arguments(trainer_name, folder, max_steps=3)
+    partner = () if trainer_name == "CompressionTrainer" else (teacher,)
+    trainer = getattr(kdnlp, trainer_name)(
         build_student(teacher, 2),
-        teacher,
+        *partner,
         args,
         train_dataset=data["train"],
         eval_dataset=data["validation"],
@@ -68,6 +81,21 @@ def test_the_report_measures_the_models_with_their_own_metrics(published):
     assert [model.num_layers for model in report.models] == [4, 2]
     assert report.ratios("student")["flops"] > 1.5
     assert report.run["task_kind"] == kind
+
+
+def test_the_card_is_whole_and_names_trainer_origin_data_and_versions(published):
+    _, folder, report = published
+    card = check_card((folder / "README.md").read_text())
+    assert card.data.tags == ["kdnlp", report.run["method"]]
+    assert (card.data.base_model, card.data.base_model_relation) == ("org/base", "finetune")
+    for part in (
+        METHODS[report.run["method"]],
+        "`org/base` on the Hub, (revision not recorded)",
+        f"| data | {report.task}, {report.run['train_rows']} rows for training |",
+        f"Seed 3, 1 process on cpu; kdnlp {kdnlp.__version__}, transformers",
+        f"It was trained for {report.task} alone.",
+    ):
+        assert part in card.text
 
 
 def test_the_metadata_names_the_kind_and_its_metrics(published):

@@ -7,7 +7,7 @@ import kdnlp
 
 PACKAGE = Path(kdnlp.__file__).parent
 LEVELS = [
-    {"arguments", "checkpoints", "files", "loading", "schedules"},
+    {"arguments", "checkpoints", "files", "loading", "schedules", "uploads"},
     {"data"},
     {"models"},
     {"losses"},

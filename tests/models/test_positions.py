@@ -20,7 +20,9 @@ def test_a_decoder_s_table_does_not_limit_what_the_encoder_reads():
         max_encoder_position_embeddings=64, max_decoder_position_embeddings=16,
         attention_window=[8],
     )  # fmt: skip
-    assert position_limit(LEDForConditionalGeneration(config)) == 64
+    model = LEDForConditionalGeneration(config)
+    assert position_limit(model) == 64
+    assert position_limit(model, decoder=True) == 16
 
 
 def test_packed_texts_may_be_longer_together():

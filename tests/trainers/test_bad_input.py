@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 from settings import (
+    CHECKPOINTING,
     LABELS,
     NO_DROPOUT,
     TRAINER_ROWS,
@@ -443,7 +444,7 @@ def test_a_refused_run_deletes_nothing_of_the_run_that_it_was_to_overwrite(late,
 def test_reentrant_checkpointing_would_cut_what_a_loss_reads_inside_a_block(tmp_path):
     row = TrainerRow("DistillationTrainer", losses=lambda: {"loss": RelationLoss()})
     with pytest.raises(ValueError, match=r"use_reentrant=True runs the blocks without a graph"):
-        build_trainer(row, tmp_path, activation_checkpointing_kwargs={"use_reentrant": True})
+        build_trainer(row, tmp_path, **{f"{CHECKPOINTING}_kwargs": {"use_reentrant": True}})
 
 
 def test_weights_that_the_student_shares_with_its_teacher_are_refused(tmp_path):

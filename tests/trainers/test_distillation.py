@@ -1,8 +1,5 @@
 """What only distillation does: the teacher's answers, their weight, and data without labels."""
 
-from pathlib import Path
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -490,36 +487,6 @@ def test_a_second_run_of_one_trainer_trains_in_the_precision_of_the_first(tmp_pa
     trainer.train()
     trainer.train()
     assert seen == [torch.bfloat16] * 2
-
-
-@pytest.mark.parametrize(("row", "pushes"), [("distillation", 2), ("distillation-parameters", 0)])
-def test_a_push_in_mid_training_holds_neither_the_token_nor_the_losses(
-    row, pushes, tmp_path, monkeypatch
-):
-    pushed = []
-
-    class Hub:
-        def create_repo(self, *args, **kwargs):
-            return SimpleNamespace(repo_id="user/model")
-
-        def upload_folder(self, folder_path, **kwargs):
-            folder = Path(folder_path)
-            arguments = torch.load(folder / "training_args.bin", weights_only=False)
-            weights = load_file(folder / "model.safetensors")
-            pushed.append((arguments.hub_token, sorted(k for k in weights if "losses" in k)))
-            return SimpleNamespace(done=lambda: True, result=lambda: None)
-
-    monkeypatch.setattr("transformers.trainer.hf_api", Hub)
-    trainer = build_trainer(
-        TRAINER_ROWS[row],
-        tmp_path,
-        push_to_hub=True,
-        hub_token="not-to-be-pushed",
-        save_strategy="steps",
-        save_steps=3,
-    )
-    trainer.train()
-    assert pushed == [(None, [])] * pushes
 
 
 def test_rows_are_evaluated_in_order_when_training_groups_them_by_length(tmp_path):

@@ -251,6 +251,15 @@ def test_a_model_that_cannot_be_written_leaves_the_one_before_whole(trained, mon
     assert not (folder / "_partial").exists()
 
 
+def test_an_error_that_is_not_the_disk_s_does_not_blame_it(trained, monkeypatch):
+    def fail(*arguments, **options):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr("transformers.trainer.torch.save", fail)
+    with pytest.raises(RuntimeError, match=r"^CUDA error"):
+        trained.save_model()
+
+
 def test_the_shards_of_an_earlier_model_do_not_outlive_it(trained):
     """Where the new model had the shards, transformers would load the one file of the old."""
     folder = Path(trained.args.output_dir)

@@ -52,6 +52,7 @@ def weights(trainer):
 
 @pytest.mark.parametrize(("mode", "row"), CELLS)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # inside the compiler
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # at which it looks
 def test_a_run_in_a_mode_learns_what_the_plain_run_does_and_resumes_bit_equal(mode, row, tmp_path):
     saves = {"save_strategy": "steps", "save_steps": 2}
     whole = build(row, tmp_path / "whole", mode, **saves)

@@ -1,5 +1,6 @@
 """Rows at the edge: too long, without tokens or labels, of one class, few, or none."""
 
+import copy
 import math
 
 import datasets
@@ -14,6 +15,7 @@ from settings import (
     tiny_dataset,
     tiny_model,
 )
+from transformers import BartConfig, BartForConditionalGeneration
 
 import kdnlp
 from kdnlp.arguments import DistillationTrainingArguments, TheseusTrainingArguments
@@ -85,6 +87,24 @@ def test_a_text_longer_than_the_table_of_positions_is_refused(name, streamed, tm
     )
     where = "Optimizer step 2, micro-batch 1" if streamed else "train_dataset, row 5"
     with pytest.raises(ValueError, match=rf"{where}: expected at most 8 tokens .* got 9"):
+        trainer.train()
+
+
+def test_labels_longer_than_the_decoder_s_table_are_refused(tmp_path):
+    config = BartConfig(
+        vocab_size=40, d_model=16, encoder_layers=2, decoder_layers=1, encoder_ffn_dim=16,
+        decoder_ffn_dim=16, encoder_attention_heads=2, decoder_attention_heads=2,
+        max_position_embeddings=8,
+    )  # fmt: skip
+    model = BartForConditionalGeneration(config)
+    ids, labels = [[7] * 6] * 8, [[9] * 6] * 8
+    labels[5] = [9] * 9
+    rows = datasets.Dataset.from_dict({"input_ids": ids, "labels": labels})
+    args = DistillationTrainingArguments(str(tmp_path), max_steps=2, report_to="none", use_cpu=True)
+    trainer = kdnlp.DistillationTrainer(
+        model, copy.deepcopy(model), args, losses={}, train_dataset=rows, data_collator=pad
+    )
+    with pytest.raises(ValueError, match=r"row 5: expected at most 8 tokens in labels.* got 9"):
         trainer.train()
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from settings import (
+    CHECKPOINTING,
     NO_DROPOUT,
     TRAINER_ROWS,
     TrainerRow,
@@ -265,7 +266,7 @@ def test_all_micro_batches_of_a_step_and_the_recomputation_run_one_path(checkpoi
         initial_replacing_rate=0.4,
         replacing_fraction=0.9,
         allow_incomplete_replacement=True,
-        activation_checkpointing=checkpointing,
+        **{CHECKPOINTING: checkpointing},
     )
     trainer.student.bert.encoder.register_forward_pre_hook(
         lambda module, _: (
@@ -299,7 +300,7 @@ def test_checkpointing_changes_no_weight_even_with_dropout_on(tmp_path):
         trainer = theseus(
             tmp_path / str(checkpointing),
             tiny_model("bert", 4),
-            activation_checkpointing=checkpointing,
+            **{CHECKPOINTING: checkpointing},
         )
         trainer.train()
         ends.append(snapshot(trainer.student))
@@ -594,8 +595,7 @@ def test_reentrant_checkpointing_that_drops_the_first_blocks_gradient_is_refused
         arguments(
             "TheseusTrainer",
             tmp_path,
-            activation_checkpointing=True,
-            activation_checkpointing_kwargs={"use_reentrant": True},
+            **{CHECKPOINTING: True, f"{CHECKPOINTING}_kwargs": {"use_reentrant": True}},
         )
 
 
@@ -642,8 +642,8 @@ def test_a_refused_architecture_leaves_the_successors_weights(tmp_path, monkeypa
 
 def test_a_run_that_fails_while_joining_leaves_a_plain_model(tmp_path):
     partner = tiny_model("mpnet", 4)  # which has no activation checkpointing
-    trainer = theseus(tmp_path, partner, activation_checkpointing=True)
-    with pytest.raises(ValueError, match="does not support activation checkpointing"):
+    trainer = theseus(tmp_path, partner, **{CHECKPOINTING: True})
+    with pytest.raises(ValueError, match=r"does not support (activation|gradient) checkpointing"):
         trainer.train()
     assert not any(isinstance(module, TheseusLayers) for module in trainer.student.modules())
     assert all(p.requires_grad for p in trainer.student.parameters())

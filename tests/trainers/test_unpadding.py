@@ -2,6 +2,7 @@
 
 import pytest
 from settings import (
+    CHECKPOINTING,
     NO_DROPOUT,
     TrainerRow,
     arguments,
@@ -44,9 +45,7 @@ def watch_tokens(model, seen):
     linear.register_forward_hook(lambda m, args, out: seen.append(tuple(args[0].shape[:2])))
 
 
-@pytest.mark.parametrize(
-    "settings", [{}, {"bf16": True}, {"activation_checkpointing": True}], ids=str
-)
+@pytest.mark.parametrize("settings", [{}, {"bf16": True}, {CHECKPOINTING: True}], ids=str)
 @pytest.mark.parametrize("name", TRAINERS)
 def test_a_run_follows_the_padded_one(name, settings, tmp_path):
     losses = () if name == "CompressionTrainer" else tuple(LOSSES)

@@ -1,0 +1,109 @@
+"""Is a model card whole? Metadata that the Hub's own classes take, and no field left open."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import ModelCard
+
+CARD = "README.md"
+
+LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
+"""How the Hub writes a licence: `apache-2.0`, `mit`, `cc-by-sa-4.0`."""
+
+_REQUIRED = ("library_name", "pipeline_tag", "tags")
+_OPEN_VALUES = {"", "None", "nan", "NaN", "inf", "-inf", "null", "undefined", "[]", "{}", "..."}
+_PLACEHOLDER = re.compile(r"\{\{|\}\}|\{%|more information needed|\[needs? more", re.IGNORECASE)
+_FENCE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
+_RULE = re.compile(r":?-+:?")
+
+
+def check_card(content: str, where: str = CARD) -> ModelCard:
+    """The card, if the Hub's classes take it and nothing in it is left open.
+
+    Args:
+        content: the text of the file, metadata first.
+        where: how messages call it.
+
+    Raises:
+        ValueError: if the metadata cannot be read, lack `library_name`, `pipeline_tag` or `tags`,
+            change when they are written and read again, or a field of the text is open. It says
+            which.
+    """
+    try:
+        card = ModelCard(content)
+        again = ModelCard(str(card))
+    except (ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise ValueError(
+            f"{where}: expected metadata that the Hub takes, got {error}. The Hub would refuse the "
+            "whole commit. Correct the YAML between the two lines of ---."
+        ) from error
+    missing = [name for name in _REQUIRED if not card.data.get(name)]
+    if missing:
+        raise ValueError(
+            f"{where}: expected metadata with {', '.join(_REQUIRED)}, got none for "
+            f"{', '.join(missing)}. Nobody would find the model, or know what loads it. Add them "
+            "between the two lines of --- at the top."
+        )
+    if again.data.to_dict() != card.data.to_dict():
+        raise ValueError(
+            f"{where}: the metadata change when they are written and read again. The Hub would "
+            "show other results than the card. Write plain numbers and words."
+        )
+    open_fields = list(find_open_fields(card))
+    if open_fields:
+        raise ValueError(
+            f"{where}: expected every field filled, got {'; '.join(open_fields[:5])}. A reader "
+            "cannot tell what was forgotten from what is unknown. Fill them in, or take them out."
+        )
+    return card
+
+
+def find_open_fields(card: ModelCard) -> list[str]:
+    """What a card leaves open: empty cells, None, NaN, placeholders, empty metadata."""
+    found = [f"{name}: {value!r}" for name, value in card.data.to_dict().items() if _is_open(value)]
+    for line in _FENCE.sub("", card.text).splitlines():
+        cells = line.strip().removeprefix("|").removesuffix("|").split("|")
+        is_row = line.lstrip().startswith("|") and not all(
+            _RULE.fullmatch(cell.strip()) for cell in cells
+        )
+        empty = is_row and any(cell.strip(" `*") in _OPEN_VALUES for cell in cells)
+        if empty or _PLACEHOLDER.search(line):
+            found.append(repr(line.strip()))
+    return found
+
+
+def check_license(license: str) -> str:
+    """The licence; raise `ValueError` unless it is written as the Hub writes one."""
+    if not LICENSE.fullmatch(license) or license == "other":
+        raise ValueError(
+            f"Expected a licence's id on the Hub, such as apache-2.0 or mit, got {license!r}. The "
+            "Hub would refuse the card. The ids are listed at "
+            "https://huggingface.co/docs/hub/repositories-licenses; one that is not among them "
+            f"needs license: other, license_name and license_link, written into {CARD}."
+        )
+    return license
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """The metadata of a card; empty where they cannot be read."""
+    try:
+        return dict(ModelCard.load(path, ignore_metadata_errors=True).data.to_dict())
+    except (ValueError, TypeError, AttributeError, yaml.YAMLError):
+        return {}
+
+
+def read_license(path: Path) -> dict[str, str]:
+    """What the metadata of a card say of the licence: `license`, `license_name`, `license_link`."""
+    data = read_metadata(path)
+    found = {name: data.get(name) for name in ("license", "license_name", "license_link")}
+    return {name: value for name, value in found.items() if isinstance(value, str) and value}
+
+
+def _is_open(value: object) -> bool:
+    if isinstance(value, (list, tuple)):
+        return not value or any(_is_open(item) for item in value)
+    if isinstance(value, dict):
+        return not value or any(_is_open(item) for item in value.values())
+    return value is None or str(value).strip() in _OPEN_VALUES

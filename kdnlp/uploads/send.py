@@ -1,0 +1,216 @@
+"""From a folder to a repository on the Hub: checked first, then sent as one commit or none."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from huggingface_hub import (
+    CommitInfo,
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    get_token,
+)
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+import kdnlp
+from kdnlp.files import WEIGHTS
+from kdnlp.uploads.publishable import check_for_secrets, publishable_files
+
+logger = logging.getLogger(__name__)
+
+WAITS_SECONDS = (1.0, 4.0, 15.0)
+"""How long to wait before a failed request to the Hub is tried again."""
+
+_TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
+CONNECTION_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
+"""The base of every error of the HTTP client that huggingface_hub uses: httpx, or its successor."""
+
+_GET_A_TOKEN = (
+    "Make one that may write at https://huggingface.co/settings/tokens, and log in with "
+    "`hf auth login` or set HF_TOKEN."
+)
+
+Answer = TypeVar("Answer")
+
+
+def hub(token: str | None = None) -> HfApi:
+    """The Hub's client, with the token that was given or that the user is logged in with.
+
+    Raises:
+        PermissionError: if there is no token.
+    """
+    token = token or get_token()
+    if not token:
+        raise PermissionError(
+            "Expected a token of the Hub, found none. Nothing can be published without one. "
+            + _GET_A_TOKEN
+        )
+    return HfApi(token=token, library_name="kdnlp", library_version=kdnlp.__version__)
+
+
+def check_complete(folder: Path) -> list[Path]:
+    """The files of a plain model that may go to the Hub.
+
+    Raises:
+        ValueError: if `folder` holds no whole model in safetensors, or a token in a text.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"Expected the folder of a model, got {folder}, where there is none.")
+    files = publishable_files(folder)
+    names = {path.relative_to(folder).as_posix() for path in files}
+    weights = {name for name in names if WEIGHTS.fullmatch(name)}
+    if "config.json" not in names or not weights - {"model.safetensors.index.json"}:
+        lacking = " and ".join(
+            what
+            for what, there in (("config.json", "config.json" in names), ("weights", weights))
+            if not there
+        )
+        raise ValueError(
+            f"Expected a plain model in {folder}, with config.json and model.safetensors, got a "
+            f"folder without {lacking or 'the shards of its index'}. Nobody could load it. Name "
+            "the output_dir of a run that has ended, or a folder that save_pretrained wrote."
+        )
+    check_for_secrets(files)
+    return files
+
+
+def claim_repo(repo_id: str, token: str | None = None, private: bool | None = None) -> str:
+    """Make the repository unless it is there, and be sure that it is one of the token's owner.
+
+    Args:
+        repo_id: `owner/name`; a name alone is one of the token's owner.
+        token: the default is the one that the user is logged in with.
+        private: whether a new one is; `None` is the owner's own default.
+
+    Returns:
+        The repository's whole name.
+
+    Raises:
+        PermissionError: if there is no token, the Hub refuses it, or the name is another's.
+        OSError: if the Hub cannot be reached.
+    """
+    api = hub(token)
+    me = retried(api.whoami, "who the token belongs to")
+    owner, slash, _ = repo_id.rpartition("/")
+    owners = [me["name"], *(organisation["name"] for organisation in me.get("orgs", []))]
+    if slash and owner not in owners:
+        raise PermissionError(
+            f"Expected a repository of {' or '.join(owners)}, to whom the token belongs, got "
+            f"{repo_id}. Nothing may be written to another's. Choose a name such as "
+            f"{owners[0]}/{repo_id.rpartition('/')[2]}, or a token of {owner}."
+        )
+    url = retried(
+        lambda: api.create_repo(repo_id, private=private, exist_ok=True),
+        f"the repository {repo_id}",
+    )
+    return str(url.repo_id)
+
+
+def send(
+    folder: Path,
+    files: Sequence[Path],
+    repo_id: str,
+    message: str,
+    token: str | None = None,
+    revision: str | None = None,
+) -> CommitInfo:
+    """Send files as one commit, so that a reader sees all of them or none.
+
+    Weights of an earlier model that this one does not have are removed by the same commit:
+    transformers would load one file rather than several shards, whichever is older. What an
+    interrupted call has uploaded is not sent again.
+
+    Args:
+        folder: what the names in the repository are relative to.
+        files: below `folder`.
+        repo_id: a repository that exists; see `claim_repo`.
+        message: the commit's first line.
+        token: the default is the one that the user is logged in with.
+        revision: a branch, which is made unless it is there; `None` is `main`.
+
+    Raises:
+        PermissionError: if there is no token, or it may not write there.
+        OSError: if the Hub cannot be reached, or refuses the commit.
+    """
+    api = hub(token)
+
+    def commit() -> CommitInfo:
+        if revision is not None:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        names = {path.relative_to(folder).as_posix(): path for path in files}
+        there = api.list_repo_files(repo_id, revision=revision)
+        stale = [name for name in there if WEIGHTS.fullmatch(name) and name not in names]
+        operations: list[CommitOperationDelete | CommitOperationAdd] = [
+            *(CommitOperationDelete(name) for name in stale),
+            *(CommitOperationAdd(name, str(path)) for name, path in names.items()),
+        ]
+        return api.create_commit(repo_id, operations, commit_message=message, revision=revision)
+
+    return retried(commit, repo_id)
+
+
+def retried(
+    action: Callable[[], Answer], what: str, waits: Sequence[float] | None = None
+) -> Answer:
+    """What `action` returns; tried again where the connection or the Hub failed for a moment.
+
+    Args:
+        action: may be called several times.
+        what: names it in messages.
+        waits: seconds to wait before each further try; `None` is `WAITS_SECONDS`.
+
+    Raises:
+        PermissionError: if the Hub refuses the token, or what it may do.
+        OSError: if it still fails after the last wait, or fails for good.
+    """
+    left = tuple(WAITS_SECONDS if waits is None else waits)
+    try:
+        return action()
+    except (CONNECTION_ERROR, OSError, RuntimeError) as error:
+        cause = _cause(error)
+        if not left or not _is_transient(cause):
+            raise (_explained(cause, what) or error) from cause
+        logger.warning("The Hub: %s (%s); trying again in %g s.", what, cause, left[0])
+    time.sleep(left[0])
+    return retried(action, what, left[1:])
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What lies under the `RuntimeError` in which the client wraps a failed upload."""
+    while type(error) is RuntimeError and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _is_transient(error: BaseException) -> bool:
+    if isinstance(error, HfHubHTTPError):
+        return error.response.status_code in _TRANSIENT
+    return isinstance(error, CONNECTION_ERROR)
+
+
+def _explained(error: BaseException, what: str) -> OSError | None:
+    """What an error of the Hub means and what to do; `None` for errors of other origin."""
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    if status == 401:
+        return PermissionError(
+            f"The Hub refuses the token ({what}). It may have been revoked, or mistyped. "
+            + _GET_A_TOKEN
+        )
+    if status == 403:
+        return PermissionError(
+            f"The Hub does not let the token write ({what}): the name is another's, or the token "
+            f"may only read. {_GET_A_TOKEN}"
+        )
+    if isinstance(error, OfflineModeIsEnabled):
+        return OSError(
+            f"HF_HUB_OFFLINE is set, and {what} is on the Hub. Nothing was sent. Unset it."
+        )
+    if isinstance(error, (HfHubHTTPError, CONNECTION_ERROR)):
+        return OSError(
+            f"The Hub could not be written ({what}): {error or type(error).__name__}. Nothing of "
+            "this call is visible there. Do it again: what was uploaded is not sent twice."
+        )
+    return None

@@ -1,0 +1,89 @@
+"""A card names the model that it came from: which, at which revision, under which licence."""
+
+import pytest
+from huggingface_hub import ModelCard
+from settings import TRAINER_ROWS, build_trainer, tiny_model
+from transformers import AutoModelForSequenceClassification
+
+from kdnlp.data.task import Task
+from kdnlp.hub.origin import describe_origin
+from kdnlp.hub.publish import publish_results
+from kdnlp.loading import load_model
+
+pytestmark = pytest.mark.usefixtures("undrawn")
+
+TASK = Task("own", ("text",), ("no", "yes"), ("accuracy",), max_length=8)
+SCORES = {"validation": {"accuracy": 0.8, "score": 0.8, "loss": 0.4}}
+
+
+def card(**metadata):
+    return (
+        f"---\n{chr(10).join(f'{name}: {value}' for name, value in metadata.items())}\n---\n# x\n"
+    )
+
+
+def publish(folder, predecessor, place, **options):
+    trainer = build_trainer(TRAINER_ROWS["theseus"], folder, predecessor, max_steps=3)
+    trainer.train()
+    trainer.save_model()
+    models = {"predecessor": predecessor, "successor": trainer.student}
+    metrics = dict.fromkeys(models, SCORES)
+    publish_results(trainer, models, metrics, TASK, place, max_seconds=0.1, **options)
+    return ModelCard.load(folder / "README.md")
+
+
+def test_the_revision_and_the_licence_come_from_the_hub(hub, tmp_path):
+    tiny_model("bert", 4).save_pretrained(tmp_path / "base")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "base").iterdir()}
+    repo = hub.add_repo("org/base", {**files, "README.md": card(license="cc-by-4.0").encode()})
+    base, _ = load_model(AutoModelForSequenceClassification, "org/base")
+    revision = repo.branches["main"]
+    repo.commit("main", {"README.md": card(license="mit").encode()}, "another licence since")
+    made = publish(tmp_path / "run", base, "org/base")
+    assert f"| predecessor | `org/base` on the Hub, at revision `{revision}` |" in made.text
+    assert (made.data.base_model, made.data.license) == ("org/base", "cc-by-4.0")
+    assert revision not in (tmp_path / "run" / "config.json").read_text()
+
+
+def test_a_local_folder_hands_on_its_licence_and_what_it_was_made_from(tmp_path):
+    place = tmp_path / "jane" / "mrpc"
+    place.mkdir(parents=True)
+    (place / "README.md").write_text(card(license="apache-2.0", base_model="google-bert/bert-base"))
+    made = publish(tmp_path / "run", tiny_model("bert", 4), str(place))
+    assert made.data.license == "apache-2.0"
+    assert (made.data.base_model, made.data.base_model_relation) == (
+        "google-bert/bert-base",
+        "finetune",
+    )
+    assert "| `mrpc`, a local folder, made from `google-bert/bert-base` |" in made.text
+    assert "jane" not in made.content
+
+
+def test_the_licence_that_is_asked_for_is_the_one(tmp_path):
+    made = publish(tmp_path / "run", tiny_model("bert", 4), "org/base", license="mit")
+    assert made.data.license == "mit"
+    with pytest.raises(ValueError, match="Expected a licence's id"):
+        publish(tmp_path / "more", tiny_model("bert", 4), "org/base", license="The MIT Licence")
+    assert not (tmp_path / "more" / "report.json").exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["no metadata", "---\n[broken\n---\n", "---\n- a list\n---\n", card(license="[mit, gpl]")],
+)
+def test_a_card_that_says_nothing_of_use_is_no_error(tmp_path, text):
+    (tmp_path / "README.md").write_text(text)
+    assert set(describe_origin(str(tmp_path))) == {"base_model", "base_model_on_hub"}
+
+
+def test_without_a_way_to_the_hub_the_licence_stays_unknown(tmp_path):
+    assert describe_origin("org/base", "abc") == {
+        "base_model": "org/base",
+        "base_model_on_hub": True,
+        "base_model_revision": "abc",
+    }
+
+
+def test_a_folder_that_names_a_path_as_its_base_does_not_hand_it_on(tmp_path):
+    (tmp_path / "README.md").write_text(card(base_model="/home/jane/model"))
+    assert "base_model_from" not in describe_origin(str(tmp_path))

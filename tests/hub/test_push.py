@@ -1,0 +1,305 @@
+"""What `kdnlp push` sends to a Hub, what it does not, and what it says when it cannot."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+import transformers
+from huggingface_hub import ModelCard
+from server import TOKEN
+from settings import tiny_model
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
+
+from kdnlp.cli import main
+from kdnlp.data.synthetic import build_tokenizer
+from kdnlp.uploads.publishable import PUBLISHABLE, publishable_files
+
+CARD = """---
+library_name: transformers
+license: apache-2.0
+pipeline_tag: text-classification
+tags:
+- kdnlp
+---
+
+# A model
+"""
+PLAIN = {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+
+SECRETS = (
+    *(".env", ".netrc", ".git/config", ".cache/huggingface/token", "token", "hf_token.txt"),
+    *("training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"),
+    *("checkpoint-5/model.safetensors", "checkpoint-5/optimizer.pt", "_baseline/model.safetensors"),
+    *("_run.lock", "_partial/model/model.safetensors", "_push/checkpoint-5/model.safetensors"),
+    *("teacher/config.json", "teacher/model.safetensors", "teacher.safetensors"),
+    *("teacher_cache/logits.npy", "predictions.safetensors", "pytorch_model.bin", "model.pt"),
+    *("train.csv", "rows.parquet", "credentials.json", "notes.md", "run.py", "runs/events.out"),
+    *("id_rsa", ".secret.png", "wandb/config.json", "onnx/.env", "onnx/notes.txt"),
+)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A plain model with a card, as a run leaves it."""
+    place = tmp_path / "run"
+    tiny_model("bert", 2).save_pretrained(place)
+    build_tokenizer().save_pretrained(place)
+    (place / "README.md").write_text(CARD)
+    return place
+
+
+def push(folder, *flags, repo="me/small"):
+    main(["push", str(folder), "--repo_id", repo, *flags])
+
+
+def refused(folder, *flags, repo="me/small"):
+    """What the command says when it refuses."""
+    with pytest.raises(SystemExit) as stopped:
+        push(folder, *flags, repo=repo)
+    assert isinstance(stopped.value.code, str)
+    return stopped.value.code
+
+
+def plant(folder, names):
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"secret")
+
+
+def test_what_is_pushed_loads_back_through_the_client(hub, folder, capsys):
+    push(folder, "--commit_message", "the first one")
+    assert f"{hub.endpoint}/me/small" in capsys.readouterr().out
+    assert hub.names("me/small") == PLAIN
+    assert hub.repos["me/small"].messages == ["initial commit", "the first one"]
+    loaded = AutoModelForSequenceClassification.from_pretrained("me/small")
+    original = AutoModelForSequenceClassification.from_pretrained(folder)
+    for name, tensor in original.state_dict().items():
+        assert torch.equal(tensor, loaded.state_dict()[name])
+    tokenizer = AutoTokenizer.from_pretrained("me/small")
+    assert tokenizer.get_vocab() == build_tokenizer().get_vocab()
+    assert ModelCard.load("me/small").data.license == "apache-2.0"
+
+
+def test_no_secret_that_lies_in_the_folder_arrives(hub, folder, capsys):
+    plant(folder, SECRETS)
+    (folder / "vocab.txt").symlink_to(folder.parent / "outside")
+    (folder.parent / "outside").write_text("secret")
+    push(folder)
+    assert hub.names("me/small") == PLAIN
+    assert not any(b"secret" in blob for blob in hub.repos["me/small"].files().values())
+    assert "not sent: .cache, .env" in " ".join(capsys.readouterr().out.split())
+
+
+def test_report_pictures_and_exports_go_along(hub, folder):
+    more = {"report.json", "report.md", "report.html", "report.png", "curve.svg"}
+    more |= {"onnx/model.onnx", "onnx/config.json", "generation_config.json"}
+    plant(folder, more)
+    push(folder)
+    assert hub.names("me/small") == PLAIN | more
+
+
+def test_code_goes_along_only_where_the_model_is_made_by_it(hub, folder):
+    plant(folder, ["modeling_own.py", "layers_own.py", "train.py"])
+    (folder / "modeling_own.py").write_text("from .layers_own import Layer\n")
+    assert {path.name for path in publishable_files(folder)} == PLAIN
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {"AutoModel": "modeling_own.Own", "AutoConfig": "me/x--train.Config"}
+    (folder / "config.json").write_text(json.dumps(config))
+    push(folder)
+    assert hub.names("me/small") == PLAIN | {"modeling_own.py", "layers_own.py"}
+
+
+def test_a_token_in_a_text_is_found_before_anything_is_sent(hub, folder):
+    plant(folder, ["report.json"])
+    (folder / "report.json").write_text(json.dumps({"command": f"kdnlp --hub_token {TOKEN}"}))
+    assert "report.json holds what looks like a token" in refused(folder)
+    assert hub.requests == []
+
+
+def test_shards_of_an_earlier_model_do_not_stay_beside_the_new_one(hub, folder):
+    shards = ["model-00001-of-00002.safetensors", "model.safetensors.index.json", "merges.txt"]
+    hub.add_repo("me/small", dict.fromkeys(shards, b"old"))
+    push(folder)
+    assert hub.names("me/small") == PLAIN | {"merges.txt"}
+    assert len(hub.repos["me/small"].messages) == 2  # one commit: nobody sees half of it
+
+
+def test_a_folder_without_a_model_a_card_or_a_licence_is_refused(hub, folder, tmp_path):
+    assert "Expected a model card" in refused(tmp_path / "nothing")
+    (folder / "README.md").write_text(CARD.replace("license: apache-2.0\n", ""))
+    assert "Pass --license" in refused(folder)
+    assert "Expected a licence's id" in refused(folder, "--license", "My own!")
+    (folder / "README.md").write_text(CARD + "\n| score |  |\n\n{{ summary }}\n")
+    assert "every field filled, got '| score |  |'; '{{ summary }}'" in refused(folder)
+    (folder / "README.md").write_text(CARD.replace("transformers", "[a: b: c"))
+    assert "expected metadata that the Hub takes" in refused(folder)
+    (folder / "README.md").write_text(CARD)
+    (folder / "model.safetensors").rename(folder / "model.pt")
+    assert "a folder without weights" in refused(folder)
+    assert hub.requests == []
+
+
+def test_a_licence_that_is_asked_for_stands_in_the_card_here_and_there(hub, folder):
+    (folder / "README.md").write_text(CARD.replace("license: apache-2.0\n", ""))
+    push(folder, "--license", "mit")
+    there = hub.repos["me/small"].files()["README.md"]
+    assert there == (folder / "README.md").read_bytes()
+    assert ModelCard(there.decode()).data.license == "mit"
+
+
+def test_what_the_hub_itself_refuses_of_a_card_is_said(hub, folder):
+    (folder / "README.md").write_text(CARD.replace("apache-2.0", "Apache Two"))
+    assert '"license" must be one of' in refused(folder)
+    assert hub.names("me/small") == set()
+    assert hub.asked("preupload") == 0
+
+
+def test_a_dry_run_lists_and_sends_nothing(hub, folder, monkeypatch, capsys):
+    monkeypatch.delenv("HF_TOKEN")
+    before = (folder / "README.md").read_bytes()
+    push(folder, "--dry_run", "--license", "mit")
+    out = capsys.readouterr().out
+    assert all(name in out for name in PLAIN)
+    assert hub.requests == []
+    assert (folder / "README.md").read_bytes() == before
+
+
+def test_private_branch_and_organisation_are_as_asked(hub, folder):
+    push(folder, "--private", "--revision", "seed-3", repo="my-organisation/small")
+    repo = hub.repos["my-organisation/small"]
+    assert repo.private
+    assert hub.names("my-organisation/small") == set()
+    assert hub.names("my-organisation/small", "seed-3") == PLAIN
+    push(folder, "--revision", "seed-3", repo="my-organisation/small")  # it is there now
+
+
+def test_a_name_alone_is_one_of_the_tokens_owner(hub, folder):
+    push(folder, repo="small")
+    assert hub.names("me/small") == PLAIN
+
+
+@pytest.mark.slow
+def test_whatever_a_tokenizer_of_transformers_writes_may_go():
+    names = set()
+    for classes in TOKENIZER_MAPPING_NAMES.values():
+        for name in [classes] if isinstance(classes, str) else classes or ():
+            names |= set(getattr(getattr(transformers, name), "vocab_files_names", {}).values())
+    assert len(names) > 20
+    assert names <= set(PUBLISHABLE["tokenizer"])
+
+
+# What may go wrong.
+
+
+def test_without_a_token_nothing_is_asked(hub, folder, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN")
+    said = refused(folder)
+    assert "Expected a token of the Hub, found none" in said
+    assert "hf auth login" in said
+    assert hub.requests == []
+
+
+def test_a_refused_token_is_said_without_showing_it(hub, folder, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_revoked")
+    said = refused(folder)
+    assert "The Hub refuses the token" in said
+    assert "hf_revoked" not in said
+    assert hub.repos == {}
+
+
+def test_a_name_that_is_anothers_is_refused_before_anything_is_sent(hub, folder):
+    hub.add_repo("other/small")
+    said = refused(folder, repo="other/small")
+    assert "Expected a repository of me or my-organisation" in said
+    assert "me/small" in said
+    assert hub.names("other/small") == set()
+    assert hub.asked("preupload") == 0
+
+
+def test_a_token_that_may_only_read_is_refused(hub, folder):
+    hub.fail("POST", "/api/repos/create", 403)
+    said = refused(folder)
+    assert "does not let the token write" in said
+    assert hub.repos == {}
+
+
+@pytest.mark.parametrize(
+    ("method", "where"),
+    [
+        *(("PUT", "/lfs/"), ("POST", "/commit/"), ("POST", "preupload"), ("POST", "objects/batch")),
+        *(
+            ("POST", "repos/create"),
+            ("GET", "whoami"),
+            ("POST", "validate-yaml"),
+            ("POST", "verify"),
+        ),
+    ],
+)
+def test_a_connection_cut_in_the_middle_is_tried_again(hub, folder, method, where):
+    hub.cut(method, where)
+    push(folder)
+    assert hub.faults == []
+    assert hub.names("me/small") == PLAIN
+    assert hub.repos["me/small"].messages == ["initial commit", "Upload model"]
+
+
+def test_a_hub_that_is_busy_is_tried_again(hub, folder):
+    hub.fail("POST", "/commit/", 503, times=2)
+    push(folder)
+    assert hub.names("me/small") == PLAIN
+
+
+def test_a_hub_that_stays_away_leaves_nothing_half_made_and_the_next_try_ends_it(hub, folder):
+    hub.fail("POST", "/commit/", 500, times=3)
+    assert "Do it again: what was uploaded is not sent twice" in refused(folder)
+    assert hub.names("me/small") == set()
+    assert hub.asked("/lfs/") > 0
+    sent = [path for method, path in hub.requests if method == "PUT"]
+    push(folder)  # into the repository that is there, half made
+    assert hub.names("me/small") == PLAIN
+    assert [path for method, path in hub.requests if method == "PUT"] == sent
+
+
+def test_a_commit_whose_answer_was_lost_is_not_made_twice(hub, folder):
+    hub.lose("POST", "/commit/")
+    push(folder)
+    assert hub.faults == []
+    push(folder)
+    assert hub.repos["me/small"].messages == ["initial commit", "Upload model"]
+
+
+def test_of_several_processes_one_pushes(hub, folder, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    push(folder)
+    assert hub.requests == []
+
+
+LOAD = """
+import sys
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+model = AutoModelForSequenceClassification.from_pretrained("me/small", revision="main")
+AutoTokenizer.from_pretrained("me/small")
+print(model.config.num_hidden_layers)
+"""
+
+
+@pytest.mark.slow
+def test_by_the_command_line_alone_to_the_hub_and_back(hub, folder, elsewhere):
+    command = [sys.executable, "-m", "kdnlp", "push", str(folder), "--repo_id", "me/small"]
+    done = subprocess.run(command, env=elsewhere, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert hub.names("me/small") == PLAIN
+    loaded = subprocess.run(
+        [sys.executable, "-c", LOAD], env=elsewhere, capture_output=True, text=True, check=True
+    )
+    assert loaded.stdout.split() == ["2"]
+    again = subprocess.run(
+        command, env={**elsewhere, "HF_TOKEN": "hf_no"}, capture_output=True, text=True, check=False
+    )
+    assert again.returncode == 1
+    assert "The Hub refuses the token" in again.stderr
+    assert "Traceback" not in again.stderr

@@ -1,0 +1,178 @@
+"""`trainer.push_to_hub()` and the pushes of a run under way: what arrives, and what never does."""
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load
+from settings import TRAINER_ROWS, build_trainer, tiny_model
+from transformers import AutoModelForSequenceClassification
+from transformers.trainer import Trainer
+
+from kdnlp.data.glue import GLUE_TASKS
+from kdnlp.data.synthetic import build_tokenizer
+from kdnlp.hub.publish import publish_results
+from kdnlp.trainers.publishing import STAGE
+from kdnlp.uploads.card_check import check_card
+
+WHOLE = {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+SAVING = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
+
+
+def pushing(row, folder, **overrides):
+    settings = {"push_to_hub": True, "hub_model_id": "me/small", "max_steps": 2, **overrides}
+    options = {"trainer_options": {"processing_class": build_tokenizer()}}
+    return build_trainer(TRAINER_ROWS[row], folder, **options, **settings)
+
+
+@pytest.fixture
+def stock_upload_is_refused(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("the whole output_dir would be sent")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", refuse)
+
+
+@pytest.mark.parametrize("row", ["finetuning", "distillation", "theseus"])
+@pytest.mark.usefixtures("undrawn", "stock_upload_is_refused")
+def test_every_trainer_publishes_model_report_and_card(hub, row, tmp_path):
+    folder = tmp_path / "run"
+    (folder / "teacher").mkdir(parents=True)
+    (folder / ".env").write_text("secret")
+    (folder / "teacher" / "model.safetensors").write_bytes(b"secret")
+    partner = tiny_model("bert", 4)
+    saving = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3}
+    trainer = pushing(row, folder, partner=partner, **saving)
+    trainer.train()
+    scores = {"validation": {"f1": 0.8, "accuracy": 0.7, "score": 0.75, "loss": 0.4}}
+    models = {"original": partner, "smaller": trainer.student}
+    task = GLUE_TASKS["mrpc"]
+    publish_results(
+        trainer, models, dict.fromkeys(models, scores), task, "org/base", max_seconds=0.1
+    )
+    assert hub.names("me/small") == WHOLE | {"report.json", "report.md", "report.html"}
+    card = check_card(hub.repos["me/small"].files()["README.md"].decode())
+    assert card.data.tags == ["kdnlp", trainer.method]
+    loaded = AutoModelForSequenceClassification.from_pretrained("me/small")
+    for name, tensor in trainer.student.state_dict().items():
+        assert torch.equal(tensor, loaded.state_dict()[name])
+
+
+def test_without_a_report_the_card_says_so_and_leaves_nothing_open(hub, tmp_path):
+    trainer = pushing("distillation", tmp_path / "run", push_to_hub=False)
+    trainer.train()
+    commit = trainer.push_to_hub("by hand", license="mit", tags="small")
+    assert commit.oid == hub.repos["me/small"].branches["main"]
+    assert hub.names("me/small") == WHOLE
+    card = check_card(hub.repos["me/small"].files()["README.md"].decode())
+    assert (card.data.license, card.data.tags) == ("mit", ["kdnlp", "distillation", "small"])
+    assert "2 optimizer steps" in card.text
+    assert "It has not been measured" in card.text
+
+
+def test_save_model_publishes_as_the_stock_trainer_does(hub, tmp_path):
+    trainer = pushing("finetuning", tmp_path / "run")
+    trainer.train()
+    assert hub.names("me/small") == set()
+    trainer.save_model()
+    assert hub.names("me/small") == WHOLE
+    assert hub.repos["me/small"].messages[1:] == ["Model save"]
+
+
+def test_a_push_in_the_background_and_to_a_branch(hub, tmp_path):
+    trainer = pushing("finetuning", tmp_path / "run", hub_revision="seed-3")
+    trainer.train()
+    assert trainer.push_to_hub(blocking=False).result(60).commit_message == "End of training"
+    assert hub.names("me/small") == set()
+    assert hub.names("me/small", "seed-3") == WHOLE
+
+
+def test_checkpoints_are_published_as_plain_models_and_the_rest_stays(hub, tmp_path):
+    folder = tmp_path / "run"
+    trainer = pushing(
+        "theseus",
+        folder,
+        hub_strategy="every_save",
+        hub_always_push=True,
+        **SAVING,
+        save_total_limit=1,
+    )
+    trainer.train()
+    repo = hub.repos["me/small"]
+    assert repo.messages[1:] == [f"Training in progress, step {step}" for step in (2, 4)]
+    assert hub.names("me/small") == WHOLE
+    last = load(repo.files()["model.safetensors"])
+    assert all(torch.equal(last[k], v) for k, v in trainer.student.state_dict().items())
+    assert not (folder / STAGE).exists() or not list((folder / STAGE).iterdir())
+    # The stock trainer copies the weights to where the finished model is expected.
+    assert not (folder / "model.safetensors").exists()
+    check_card(repo.files()["README.md"].decode())
+
+
+def test_at_the_end_only_is_the_wish_of_hub_strategy_end(hub, tmp_path):
+    pushing("finetuning", tmp_path / "run", hub_strategy="end", **SAVING).train()
+    assert hub.repos["me/small"].messages == ["initial commit"]
+
+
+@pytest.mark.parametrize("strategy", ["checkpoint", "all_checkpoints"])
+def test_a_strategy_that_would_publish_optimizer_states_is_refused(tmp_path, strategy):
+    with pytest.raises(ValueError, match="optimizer and random states"):
+        pushing("finetuning", tmp_path / "run", hub_strategy=strategy)
+
+
+@pytest.mark.parametrize(("row", "pushes"), [("distillation", 2), ("distillation-parameters", 0)])
+def test_parameters_of_a_loss_never_arrive(hub, row, pushes, tmp_path, caplog):
+    trainer = pushing(
+        row, tmp_path / "run", hub_strategy="every_save", hub_always_push=True, **SAVING
+    )
+    trainer.train()
+    assert len(hub.repos["me/small"].messages) == 1 + pushes
+    trainer.push_to_hub()
+    there = load(hub.repos["me/small"].files()["model.safetensors"])
+    assert not [name for name in there if "losses" in name]
+
+
+def test_a_push_that_fails_under_way_is_said_and_training_goes_on(hub, tmp_path, caplog):
+    hub.fail("POST", "/commit/", 500, times=100)
+    trainer = pushing("finetuning", tmp_path / "run", hub_strategy="every_save", **SAVING)
+    with caplog.at_level(logging.WARNING):
+        assert trainer.train().global_step == 4
+    assert "A checkpoint was not pushed; training goes on" in caplog.text
+    assert hub.names("me/small") == set()
+
+
+def test_what_a_killed_run_was_about_to_push_is_removed(tmp_path):
+    left = tmp_path / "run" / STAGE / "checkpoint-2"
+    left.mkdir(parents=True)
+    build_trainer(TRAINER_ROWS["finetuning"], tmp_path / "run", max_steps=1).train()
+    assert not left.parent.exists()
+
+
+@pytest.mark.parametrize("problem", ["no token", "refused", "another's", "offline"])
+def test_what_would_fail_after_training_is_refused_before_it(hub, tmp_path, monkeypatch, problem):
+    monkeypatch.setattr(Trainer, "train", lambda *args: pytest.fail("it trains"))
+    name, said = "me/small", "found none"
+    if problem == "no token":
+        monkeypatch.delenv("HF_TOKEN")
+    elif problem == "refused":
+        monkeypatch.setenv("HF_TOKEN", "hf_revoked")
+        said = "refuses the token"
+    elif problem == "another's":
+        name, said = "other/small", "Expected a repository of me or"
+    else:
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        said = "HF_HUB_OFFLINE is set"
+    with pytest.raises(OSError, match=said):
+        pushing("finetuning", tmp_path / "run", hub_model_id=name)
+    assert hub.repos == {}
+
+
+def test_a_card_that_leaves_something_open_stops_the_push(hub, tmp_path):
+    trainer = pushing("finetuning", tmp_path / "run")
+    trainer.train()
+    trainer.model_card = trainer._card().replace("2 optimizer steps", "{{ steps }} steps")
+    with pytest.raises(ValueError, match="every field filled"):
+        trainer.push_to_hub()
+    assert hub.names("me/small") == set()
+    assert Path(trainer.args.output_dir, "model.safetensors").is_file()
