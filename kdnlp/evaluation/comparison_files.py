@@ -115,10 +115,10 @@ def save_comparison(
     for name, own in _by_task(rows).items():
         titles[name] = f"{own[0].task}: score against latency, mean and standard deviation of runs"
         save_figure(lambda own=own: _draw(own), target, name)  # type: ignore[misc]
-    tables = [PageTable("", HEADER, comparison_rows(rows), note=CAPTION)]
+    tables = [PageTable("", HEADER, comparison_rows(rows), note=CAPTION, texts=2)]
     if tests:
         cells = comparison_test_rows(tests)
-        tables.append(PageTable("By chance?", TEST_HEADER, cells, note=TEST_CAPTION))
+        tables.append(PageTable("By chance?", TEST_HEADER, cells, note=TEST_CAPTION, texts=3))
     replace_text(target / "comparison.md", _markdown(tables, titles))
     page = page_html(TITLE, tables, read_plots(titles, target), ())
     replace_text(target / "comparison.html", page)

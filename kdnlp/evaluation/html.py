@@ -25,6 +25,7 @@ class PageTable:
         rows: cells of text, in the order of the header.
         hows: how each row was measured, under its label; empty where a note says it for all.
         note: below it.
+        texts: how many of the first columns hold words, which are broken into lines.
     """
 
     title: str
@@ -32,6 +33,7 @@ class PageTable:
     rows: Sequence[Sequence[str]]
     hows: Sequence[str] = ()
     note: str = ""
+    texts: int = 1
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,9 @@ def report_html(report: CompressionReport, folder: Path) -> str:
     ]
     run = _run_rows(report)
     if run:
-        tables.append(PageTable("The run", ("", ""), run, note="As the trainer recorded it."))
+        tables.append(
+            PageTable("The run", ("", ""), run, note="As the trainer recorded it.", texts=2)
+        )
     title = f"{report.task}: what it cost and gained"
     return page_html(title, tables, read_plots(drawable(report), folder), absent_lines(report))
 

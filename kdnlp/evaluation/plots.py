@@ -5,6 +5,7 @@ about 1.4 pixels. Colours are those of Okabe and Ito (2008), which colour-blind 
 and no plot tells anything by colour alone.
 """
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = "osD^vPX*"
 HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo")
 
+FRONT = "none better for its cost"
+
 WIDTH = 7.0
 FORMATS = ("png", "svg")
 
@@ -38,6 +41,8 @@ _STYLE: dict[Any, Any] = {
     "axes.grid": True,
     "grid.alpha": 0.3,
     "hatch.linewidth": 0.5,
+    # A name with dollars in it is no formula.
+    "text.parse_math": False,
     # A report that is drawn again is the same file.
     "svg.hashsalt": "kdnlp",
 }
@@ -92,7 +97,8 @@ def draw_scores(
     """
     columns = min(2, len(costs))
     lines = -(-len(costs) // columns)
-    figure, panels = _panels(lines, columns, 0.8 + 2.6 * lines, sharey=True)
+    legend = _Legend([*names, FRONT])
+    figure, panels = _panels(lines, columns, 0.5 + 2.6 * lines + legend.height, sharey=True)
     for panel, (axis, values) in zip(panels.flat, costs.items(), strict=False):
         front = pareto_front(values, scores)
         for position, name in enumerate(names):
@@ -113,7 +119,7 @@ def draw_scores(
             color="0.6",
             linewidth=1.2,
             zorder=1,
-            label="none better for its cost",
+            label=FRONT,
         )
         panel.set_xlabel(axis)
         panel.set_xlim(0, 1.1 * max(values) or 1)
@@ -123,7 +129,7 @@ def draw_scores(
     for row in panels:
         row[0].set_ylabel(label)
     figure.suptitle(title, fontsize=10)
-    _legend_below(figure, panels.flat[0], most=3)
+    legend.draw(figure, panels.flat[0])
     return figure
 
 
@@ -135,7 +141,8 @@ def draw_module_times(module_ms: Mapping[str, Mapping[str, float]], title: str =
         title: what was measured, above the plot.
     """
     parts = list(dict.fromkeys(part for own in module_ms.values() for part in own))
-    figure, panels = _panels(1, 1, 1.3 + 0.5 * len(module_ms))
+    legend = _Legend(parts)
+    figure, panels = _panels(1, 1, 1.0 + 0.5 * len(module_ms) + legend.height)
     panel, ends = panels.flat[0], np.zeros(len(module_ms))
     for position, part in enumerate(parts):
         values = np.array([own.get(part, 0.0) for own in module_ms.values()])
@@ -157,7 +164,7 @@ def draw_module_times(module_ms: Mapping[str, Mapping[str, float]], title: str =
     panel.invert_yaxis()
     panel.grid(axis="y", visible=False)
     panel.set_title(title)
-    _legend_below(figure, panel, most=4)
+    legend.draw(figure, panel)
     return figure
 
 
@@ -241,10 +248,41 @@ def _panels(lines: int, columns: int, height: float, **options: Any) -> tuple["F
     return figure, figure.subplots(lines, columns, squeeze=False, **options)
 
 
-def _legend_below(figure: "Figure", panel: "Axes", most: int) -> None:
-    handles, labels = panel.get_legend_handles_labels()
-    columns = -(-len(labels) // -(-len(labels) // most))  # as many in every line
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
+class _Legend:
+    """A legend below a figure, in as many columns as its names leave room for.
+
+    Args:
+        names: the labels of the panel's artists, in the order to show.
+    """
+
+    line, characters = 0.19, 95
+    """Inches of a line, and the characters that fit beside each other."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = list(names)
+        self.texts = [textwrap.fill(name, self.characters - 10) for name in names]
+        widest = max(len(line) for text in self.texts for line in text.splitlines())
+        most = max(1, min(4, self.characters // (widest + 7)))
+        # As many in every line.
+        self.columns = -(-len(self.texts) // -(-len(self.texts) // most))
+
+    @property
+    def height(self) -> float:
+        """What it takes of the figure, in inches."""
+        lines = sum(text.count("\n") + 1 for text in self.texts)
+        return self.line * -(-lines // self.columns)
+
+    def draw(self, figure: "Figure", panel: "Axes") -> None:
+        """Put it below the panels of a figure, all of which show the same artists."""
+        handles, labels = panel.get_legend_handles_labels()
+        artists = dict(zip(labels, handles, strict=True))
+        figure.legend(
+            [artists[name] for name in self.names],
+            self.texts,
+            loc="outside lower center",
+            ncols=self.columns,
+            frameon=False,
+        )
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,9 @@ from transformers import (
 from kdnlp.data.preparation import prepare
 from kdnlp.data.synthetic import build_config, build_tokenizer, generate
 from kdnlp.data.tables import infer_task, read_tables
+from kdnlp.evaluation.kept import PREDICTIONS_FILE, load_predictions
 from kdnlp.evaluation.metrics import build_compute_metrics
+from kdnlp.evaluation.significance import score_of
 from kdnlp.models.pretrained import head_config
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
@@ -111,6 +113,15 @@ def test_the_reported_loss_is_that_of_one_process(name, saved, run, folder):
 def test_training_moved_the_successor(run):
     losses = [reported(run[1], name)["loss"] for name in ("predecessor", "successor", "baseline")]
     assert len({round(loss, 4) for loss in losses}) == 3
+
+
+@MODELS
+def test_the_kept_predictions_are_every_row_once_in_its_order(name, saved, run, folder):
+    task, rows = task_and_rows(folder)
+    kept = load_predictions(run[1] / PREDICTIONS_FILE)[name]
+    assert kept["validation"].labels.tolist() == list(rows["validation"]["label"])
+    score = score_of(kept, task.metrics)
+    assert score == pytest.approx(reported(run[1], name)["score"], abs=1e-9)
 
 
 @pytest.mark.slow

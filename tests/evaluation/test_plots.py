@@ -8,7 +8,15 @@ import pytest
 from PIL import Image
 from test_report import account, small_report
 
-from kdnlp.evaluation.plots import COLOURS, PLOTS, draw_module_times, drawable, save_plots
+from kdnlp.evaluation.plots import (
+    COLOURS,
+    FRONT,
+    PLOTS,
+    draw_module_times,
+    draw_scores,
+    drawable,
+    save_plots,
+)
 
 HISTORY = (
     {"step": 10, "loss": 0.9, "loss_task": 1.0, "loss_logits": 0.8, "replacing_rate": 0.5},
@@ -114,6 +122,19 @@ def test_one_model_without_any_spread_is_drawn_without_warnings(tmp_path):
         report = small_report(models=(account("model", 0.0, 10.0),))
         save_plots(replace(report, module_ms={"model": {"all": 0.0}}), tmp_path)
     assert (tmp_path / "module_time.png").stat().st_size > 1000
+
+
+def test_a_legend_of_long_names_is_inside_the_picture(tmp_path):
+    names = [
+        f"student (distillation); a_setting={i}; another_long_setting=$value$" for i in range(4)
+    ]
+    figure = draw_scores({"ms": [1.0, 2.0, 3.0, 4.0]}, [1, 2, 3, 4], names, "%")
+    figure.canvas.draw()
+    box = figure.legends[0].get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.width
+    assert box.y0 >= 0
+    assert figure.axes[0].get_window_extent().height > 0.4 * figure.bbox.height
+    assert [text.get_text() for text in figure.legends[0].texts] == [*names, FRONT]
 
 
 def luminance(colour):
