@@ -12,10 +12,11 @@ from rich.table import Table
 from kdnlp.evaluation.tables import markdown_table
 from kdnlp.files import replace_text, written_whole
 from kdnlp.profiling.agreement import Agreement
+from kdnlp.profiling.latency import LatencyRow
 from kdnlp.profiling.parts import OVERHEAD, PARTS
 from kdnlp.profiling.profile import PROFILE_JSON, ModelProfile, Profile, ProfileCell
 from kdnlp.profiling.runtimes import RuntimeRow
-from kdnlp.profiling.speedup import Speedup
+from kdnlp.profiling.speedup import CONFIDENCE, Speedup
 
 PROFILE_MARKDOWN, PROFILE_PLOT = "profile.md", "profile.png"
 
@@ -67,7 +68,7 @@ def section_table(section: Section) -> Table:
 def disagreement_lines(profile: Profile) -> list[str]:
     """A sentence for every speed-up that is not what the FLOPs promise, or one that says so."""
     lines = [
-        f"{name}, {_shape(cell)}: {_disagreement(cell.agreement)}"
+        f"{name}, {_words(cell.latency)}: {_disagreement(cell.agreement)}"
         for name, cell in profile.disagreements
         if cell.agreement is not None
     ]
@@ -151,15 +152,15 @@ def _draw_cell(panel: Any, profile: Profile, position: int) -> None:
     panel.plot(promised, range(len(cells)), "k|", markersize=16, label="promised by FLOPs")
     panel.set_yticks(range(len(cells)), names)
     panel.set_ylim(len(cells) - 0.5, -0.5)
-    panel.set_title(_shape(base), fontsize="medium")
+    panel.set_title(_words(base.latency), fontsize="medium")
     panel.set_xlabel("ms a pass")
 
 
 _MODELS, _COSTS, _PARTS, _RUNTIMES = "Size", "FLOPs and latency", "Where time goes", "Runtimes"
 _PARAMETERS = ("embeddings", "encoder (blocks)", "head", "other")
-_CELL = ("tokens", "batch", "model")
-_TIMES = ("p50, ms", "p90", "p99", "examples/s")
-_FASTER = ("speed-up", "interval")
+_CELL = ("batch x tokens", "model")
+_COMPARED = ("fewer FLOPs", "faster")
+_TIMES = ("p50 / p90 / p99, ms", "examples/s")
 
 
 def _models(profile: Profile) -> Section:
@@ -172,56 +173,50 @@ def _models(profile: Profile) -> Section:
 
     return Section(
         title=_MODELS,
-        header=(
-            "model",
-            "class",
-            "blocks",
-            "parameters",
-            *_PARAMETERS,
-            "weights, MB",
-            "on disk, MB",
-        ),
+        header=("model", "class", "blocks", "parameters", *_PARAMETERS, "MB", "MB on disk"),
         rows=[row(model) for model in profile.models],
         note="Parameters in millions, tied ones once; weights in MB of 10^6 bytes.",
     )
 
 
 def _costs(profile: Profile) -> Section:
+    def cells(cell: ProfileCell) -> tuple[str, ...]:
+        agreement = cell.agreement
+        return (
+            f"{_digits(cell.flops_per_example / 1e9)} ({_digits(cell.macs_per_example / 1e9)})",
+            *_times(cell.latency),
+            _digits(cell.flops_per_second / 1e9),
+            _digits(cell.memory.total_mb),
+            "" if agreement is None else f"{agreement.flops_ratio:.2f}x",
+            _faster(cell.speedup, agreement is not None and agreement.disagrees),
+        )
+
     return Section(
         title=_COSTS,
-        header=(*_CELL, "GFLOPs", "GMACs", *_TIMES, "GFLOP/s", "peak, MB", "FLOPs ratio", *_FASTER),
-        rows=_by_cell(profile, _cost_cells),
+        header=(*_CELL, "GFLOPs (GMACs)", *_TIMES, "GFLOP/s", "peak, MB", *_COMPARED),
+        rows=_by_cell(profile, cells),
         note=(
-            "FLOPs and MACs of one example; GFLOP/s is what is achieved at the median. With under "
-            "100 passes p99 is little but the slowest. Peak: weights and activations. Speed-up: "
-            f"median over rounds of the time of {profile.reference.name} over the model's, and its "
-            "confidence interval; ! where the FLOPs promise something else."
+            "FLOPs and multiply-adds of one example; GFLOP/s is what is achieved at the median. "
+            "With under 100 passes p99 is little but the slowest. Peak: weights and activations. "
+            f"Faster: median over rounds of the time of {profile.reference.name} over the model's, "
+            f"with its interval of {CONFIDENCE:.0%} where it says no other; ! where the FLOPs "
+            "promise something else."
         ),
     )
 
 
-def _cost_cells(cell: ProfileCell) -> tuple[str, ...]:
-    row = cell.latency
-    assert row.p90_ms is not None
-    assert row.p99_ms is not None
-    agreement = cell.agreement
-    return (
-        _digits(cell.flops_per_example / 1e9),
-        _digits(cell.macs_per_example / 1e9),
-        *(_digits(ms) for ms in (row.p50_ms, row.p90_ms, row.p99_ms)),
-        _digits(row.examples_per_second),
-        _digits(cell.flops_per_second / 1e9),
-        _digits(cell.memory.total_mb),
-        "" if agreement is None else f"{agreement.flops_ratio:.2f}x",
-        *_speedup_cells(cell.speedup, agreement is not None and agreement.disagrees),
-    )
+def _times(latency: LatencyRow) -> tuple[str, str]:
+    ms = (latency.p50_ms, latency.p90_ms, latency.p99_ms)
+    shown = ("-" if value is None else _digits(value) for value in ms)
+    return " / ".join(shown), _digits(latency.examples_per_second)
 
 
-def _speedup_cells(speedup: Speedup | None, disagrees: bool = False) -> tuple[str, str]:
+def _faster(speedup: Speedup | None, disagrees: bool = False) -> str:
     if speedup is None:
-        return "", ""
-    ratio = f"{speedup.ratio:.2f}x{' !' if disagrees else ''}"
-    return ratio, f"{speedup.low:.2f} to {speedup.high:.2f} ({speedup.confidence:.0%})"
+        return ""
+    sure = "" if speedup.confidence == CONFIDENCE else f", {speedup.confidence:.0%}"
+    interval = f"({speedup.low:.2f} to {speedup.high:.2f}{sure})"
+    return f"{speedup.ratio:.2f}x {interval}{' !' if disagrees else ''}"
 
 
 def _parts(profile: Profile) -> Section:
@@ -250,25 +245,16 @@ def _parts(profile: Profile) -> Section:
 def _runtimes(rows: tuple[RuntimeRow, ...]) -> Section:
     def cells(row: RuntimeRow) -> tuple[str, ...]:
         if row.latency is None:
-            return ("", "", row.model, row.runtime, *[""] * 6, row.missing or "")
-        latency = row.latency
-        times = (latency.p50_ms, latency.p90_ms or 0.0, latency.p99_ms or 0.0)
-        return (
-            str(latency.sequence_length),
-            str(latency.batch_size),
-            row.model,
-            row.runtime,
-            *(_digits(ms) for ms in times),
-            _digits(latency.examples_per_second),
-            *_speedup_cells(row.speedup),
-            "" if row.max_difference is None else f"{row.max_difference:.1e}",
-        )
+            return ("-", row.model, row.runtime, "-", "-", "-", row.missing or "")
+        difference = "" if row.max_difference is None else f"{row.max_difference:.1e}"
+        where = (_shape(row.latency), row.model, row.runtime)
+        return (*where, *_times(row.latency), _faster(row.speedup), difference)
 
     return Section(
         title=_RUNTIMES,
-        header=(*_CELL, "runtime", *_TIMES, *_FASTER, "largest difference"),
+        header=(*_CELL, "runtime", *_TIMES, "faster", "largest difference"),
         rows=[cells(row) for row in rows],
-        note="Speed-up and difference of the outputs: against the model's first runtime.",
+        note="Faster, and by how much the outputs differ: against the model's first runtime.",
     )
 
 
@@ -277,11 +263,19 @@ def _by_cell(
 ) -> list[tuple[str, ...]]:
     """Rows with the models of one batch size and length below each other."""
     return [
-        (str(cell.latency.sequence_length), str(cell.latency.batch_size), model.name, *cells(cell))
+        (_shape(cell.latency), model.name, *cells(cell))
         for position in range(len(profile.reference.cells))
         for model in profile.models
         for cell in (model.cells[position],)
     ]
+
+
+def _shape(latency: LatencyRow) -> str:
+    return f"{latency.batch_size} x {latency.sequence_length}"
+
+
+def _words(latency: LatencyRow) -> str:
+    return f"batch {latency.batch_size}, {latency.sequence_length} tokens"
 
 
 def _disagreement(agreement: Agreement) -> str:
@@ -294,11 +288,6 @@ def _disagreement(agreement: Agreement) -> str:
         f"{agreement.max_difference:.0%}). Most of it is {PART_NAMES[agreement.eaten_by]}: it "
         f"{did} {_digits(abs(eaten))} ms beyond its share, of {_digits(abs(agreement.gap_ms))} ms."
     )
-
-
-def _shape(cell: ProfileCell) -> str:
-    row = cell.latency
-    return f"batch {row.batch_size}, {row.sequence_length} tokens"
 
 
 def _millions(number: int) -> str:

@@ -38,6 +38,12 @@ def placed(
             nn.Module.to(model, home)
 
 
+def sharing_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy with the model's own weights, whose configuration and modules can be changed."""
+    weights = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, memo=weights)
+
+
 def synchronize(device: torch.device) -> None:
     """Wait until a device has done what it was given; a CPU has."""
     if device.type != "cpu":

@@ -1,6 +1,5 @@
 """One model in several runtimes side by side: eager, SDPA, compiled, ONNX Runtime, also in int8."""
 
-import copy
 import os
 import shutil
 import tempfile
@@ -18,6 +17,7 @@ from kdnlp.models.modes import evaluating
 from kdnlp.profiling.forward import example_inputs
 from kdnlp.profiling.latency import LatencyRow, latency_row
 from kdnlp.profiling.onnx_session import OnnxSession, export_graph, quantize_graph
+from kdnlp.profiling.placed import sharing_copy
 from kdnlp.profiling.rounds import check_rounds, time_rounds
 from kdnlp.profiling.speedup import Speedup, measure_speedup
 
@@ -220,8 +220,7 @@ def _first_output(outputs: Any) -> np.ndarray:
 
 def _with_attention(model: PreTrainedModel, attention: str) -> PreTrainedModel:
     """A copy that shares the weights, with another attention implementation."""
-    shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    other: PreTrainedModel = copy.deepcopy(model, memo=shared)
+    other = sharing_copy(model)
     try:
         other.set_attn_implementation(attention)
     except (ValueError, ImportError) as error:
@@ -246,9 +245,7 @@ def _compiled(source: _Source) -> _Call:
     if source.model.device.type == "cuda" and find_spec("triton") is None:
         raise RuntimeMissingError("torch.compile needs triton on a GPU; pip install triton")
     # A copy, for the compiler keeps what it made on the module.
-    shared = {id(t): t for t in (*source.model.parameters(), *source.model.buffers())}
-    model = copy.deepcopy(source.model, memo=shared)
-    return torch.compile(model, dynamic=not source.one_shape)
+    return torch.compile(sharing_copy(source.model), dynamic=not source.one_shape)
 
 
 def _onnx(source: _Source) -> _Call:

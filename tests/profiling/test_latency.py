@@ -247,6 +247,12 @@ def test_a_row_cannot_be_changed_after_the_fact():
         row.p50_ms = 1.0
 
 
+def test_a_row_from_before_p90_and_p99_were_kept_is_still_read():
+    old = {"model": "m", "batch_size": 1, "sequence_length": 8, "p50_ms": 2.0, "p95_ms": 3.0}
+    row = LatencyRow(**old, examples_per_second=500.0, repeats=30)
+    assert (row.p50_ms, row.p90_ms, row.p99_ms) == (2.0, None, None)
+
+
 def test_the_setting_names_what_the_numbers_depend_on():
     one, two = tiny_model("bert"), tiny_model("bert", attn_implementation="eager").bfloat16()
     setting = describe_setting({"one": one}, 64)

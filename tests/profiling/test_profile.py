@@ -2,7 +2,7 @@ import json
 
 import pytest
 import torch
-from settings import ARCHITECTURES, tiny_model
+from settings import tiny_model
 from transformers import BertConfig, BertForSequenceClassification
 
 from kdnlp.evaluation.profile_report import save_profile
@@ -144,8 +144,9 @@ def test_the_allowed_disagreement_is_the_callers():
     assert found.models[1].cells[0].agreement.max_difference == 1e6
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_every_family_can_be_profiled(name):
+# The measures are each tested over all of them.
+@pytest.mark.parametrize("name", ["deberta-v2", "gpt2", "t5-encoder"])
+def test_other_families_can_be_profiled(name):
     found = profile_model(tiny_model(name, 2), name, batch_sizes=(1,), lengths=(8,), **QUICK)
     assert (found.name, found.num_layers, len(found.cells)) == (name, 2, 1)
     assert found.cells[0].speedup is None
