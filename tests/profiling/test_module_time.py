@@ -5,6 +5,7 @@ import pytest
 import torch
 from settings import ARCHITECTURES, tiny_model
 
+from kdnlp.profiling import module_time
 from kdnlp.profiling.forward import example_inputs
 from kdnlp.profiling.module_time import (
     _launch_cost,
@@ -13,6 +14,7 @@ from kdnlp.profiling.module_time import (
     _sum_by_part,
     measure_module_time,
 )
+from kdnlp.profiling.parts import find_parts
 
 PATHS = {
     "embeddings": "bert.embeddings",
@@ -156,3 +158,28 @@ def test_a_model_that_fails_is_left_without_hooks(monkeypatch):
             measure_module_time(model, inputs, 1.0)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     assert measure_module_time(model, inputs, 1.0, num_passes=1).attention > 0
+
+
+def test_a_range_is_closed_where_its_module_fails(monkeypatch):
+    """An open one would be the parent of whatever is profiled next."""
+    model, names = tiny_model("bert", 2), []
+
+    class Noted:
+        def __init__(self, name):
+            self.name = name
+
+        def __enter__(self):
+            names.append(self.name)
+
+        def __exit__(self, *exception):
+            names.remove(self.name)
+
+    def fail():
+        assert names == ["kdnlp::attention"]
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(module_time, "record_function", Noted)
+    plant(monkeypatch, model, PATHS["attention"], fail)
+    with module_time.ranges(find_parts(model)), pytest.raises(RuntimeError, match="out of memory"):
+        model(**example_inputs(model, 1, 4))
+    assert names == []

@@ -99,6 +99,15 @@ def test_no_part_is_inside_another_else_time_would_count_twice(name):
         assert not isinstance(module, nn.ModuleList)  # nothing calls a list
 
 
+def test_a_list_of_modules_is_never_called_but_what_is_in_it_may_be():
+    model = tiny_model("bert", 1)
+    (block,) = model_blocks(model)
+    block.experts = nn.ModuleList([nn.Linear(16, 16), nn.Linear(16, 16), nn.LayerNorm(16)])
+    parts = dict(find_parts(model))
+    assert block.experts not in parts
+    assert [parts.get(m) for m in block.experts] == ["feed_forward", "feed_forward", None]
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_words_enter_through_the_embeddings(name):
     model = tiny_model(name, 2)
