@@ -72,6 +72,9 @@ _HOMES = {
     "DistillationTrainer": "trainers.distillation",
     "Preempted": "trainers.preemption",
     "TheseusTrainer": "trainers.theseus",
+    "compare_runtimes": "profiling.runtimes",
+    "profile_model": "profiling.profile",
+    "profile_models": "profiling.profile",
     "find_answers": "evaluation.answers",
     "build_compute_metrics": "evaluation.metrics",
     "evaluate_model": "evaluation.evaluate",
@@ -155,6 +158,8 @@ if TYPE_CHECKING:
     from kdnlp.models.student import build_student
     from kdnlp.models.theseus import attach, detach
     from kdnlp.models.unpadded import Unpadded
+    from kdnlp.profiling.profile import profile_model, profile_models
+    from kdnlp.profiling.runtimes import compare_runtimes
     from kdnlp.schedules import SCHEDULES, build_schedule
     from kdnlp.trainers.base import CompressionTrainer
     from kdnlp.trainers.distillation import DistillationTrainer

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from kdnlp.models.modes import evaluating
 from kdnlp.profiling.forward import example_inputs
+from kdnlp.profiling.parts import OTHER, PARTS, find_parts
 
 COUNTED_ATTENTION = ("eager", "sdpa")
 
@@ -52,6 +53,28 @@ def flops_per_example(model: PreTrainedModel, sequence_length: int = 128) -> Flo
         ValueError: if the sequence exceeds the model's positions, or the attention implementation
             is not one of `COUNTED_ATTENTION`.
     """
+    counter = _count(model, sequence_length)
+    return FlopCount(flops=counter.get_total_flops(), sequence_length=sequence_length)
+
+
+def flops_by_part(model: PreTrainedModel, sequence_length: int = 128) -> dict[str, int]:
+    """Split what `flops_per_example` counts by the parts of `find_parts`; they sum to it.
+
+    Returns:
+        FLOPs of `embeddings`, `attention`, `feed_forward` and `other`; a look-up in a table is 0.
+    """
+    counter = _count(model, sequence_length)
+    by_module = counter.get_flop_counts()
+    names = {module: name for name, module in model.named_modules()}
+    parts = dict.fromkeys(PARTS, 0)
+    for module, part in find_parts(model):
+        found = by_module.get(f"{type(model).__name__}.{names[module]}", {})
+        parts[part] += sum(found.values())
+    parts[OTHER] = counter.get_total_flops() - sum(parts.values())
+    return parts
+
+
+def _count(model: PreTrainedModel, sequence_length: int) -> FlopCounterMode:
     _check_attention(model)
     inputs = example_inputs(model, 1, sequence_length)
     # The counter hooks into the gradients of whatever asks for one, and fails on DeBERTa's tables.
@@ -64,7 +87,7 @@ def flops_per_example(model: PreTrainedModel, sequence_length: int = 128) -> Flo
         FlopCounterMode(display=False) as counter,
     ):
         functional_call(model, weights, kwargs=inputs)
-    return FlopCount(flops=counter.get_total_flops(), sequence_length=sequence_length)
+    return counter
 
 
 def _check_attention(model: PreTrainedModel) -> None:

@@ -87,6 +87,25 @@ def test_all_together(capsys):
     assert run("all_together", *MODELS, *sizes)["whole"] > 0
 
 
+def test_profile_agrees(capsys):
+    sizes = ("--teacher_layers", "3", "--hidden_size", "64", "--depths", "2,1", "--length", "8")
+    results = run("profile_agrees", *sizes, "--batch_sizes", "2", "--repeats", "1", "--rounds", "6")
+    assert list(results) == [(0, 2, "2"), (0, 2, "1")]
+    lines = capsys.readouterr().out.splitlines()[-2:]
+    assert all(
+        ("DISAGREE" in line) != results[key] for line, key in zip(lines, results, strict=True)
+    )
+
+
+def test_ratios_agree_where_their_intervals_meet():
+    module = importlib.import_module("benchmarks.profile_agrees")
+    found = module.rank_interval([float(n) for n in range(1, 31)])
+    assert (found.low, found.value, found.high) == (10, 15.5, 21)
+    for low, high, meets in ((21, 30, True), (22, 30, False), (1, 9, False), (12, 13, True)):
+        other = module.Ratio(low, low, high)
+        assert found.meets(other) == other.meets(found) == meets
+
+
 def test_a_trainer_and_its_floor_take_the_same_steps(tmp_path):
     """Else the ratios compare two methods: without dropout the weights end up the same."""
     floors, steps = (importlib.import_module(f"benchmarks.{n}") for n in ("floors", "steps"))

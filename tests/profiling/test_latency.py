@@ -6,8 +6,9 @@ import pytest
 import torch
 from settings import tiny_batch, tiny_model
 
-from kdnlp.profiling import latency
-from kdnlp.profiling.latency import MIN_REPEATS, LatencyRow, describe_setting, measure_latency
+from kdnlp.profiling import latency, rounds
+from kdnlp.profiling.latency import LatencyRow, describe_setting, measure_latency
+from kdnlp.profiling.rounds import MIN_REPEATS
 
 
 class FakeTimer:
@@ -33,8 +34,8 @@ class FakeTimer:
 def fake(monkeypatch):
     def install(models, cost=lambda name, inputs, turn: 1.0):
         timer = FakeTimer(models, cost)
-        monkeypatch.setattr(latency, "_time_once", timer)
-        monkeypatch.setattr(latency, "time", SimpleNamespace(perf_counter=lambda: timer.now))
+        monkeypatch.setattr(rounds, "_time_once", timer)
+        monkeypatch.setattr(rounds, "time", SimpleNamespace(perf_counter=lambda: timer.now))
         return timer
 
     return install
@@ -103,7 +104,8 @@ def test_medians_are_over_timed_passes_and_not_over_warm_up(fake):
     for row, factor in zip(rows, (1, 2), strict=True):
         assert row.p50_ms == pytest.approx(factor * statistics.median(milliseconds))
         assert row.p95_ms == pytest.approx(factor * (64 + 0.6 * (81 - 64)))
-        assert row.p95_ms == pytest.approx(factor * np.quantile(milliseconds, 0.95))
+        for percent, value in ((90, row.p90_ms), (95, row.p95_ms), (99, row.p99_ms)):
+            assert value == pytest.approx(factor * np.percentile(milliseconds, percent))
         assert row.examples_per_second == pytest.approx(8 / (factor * 25) * 1000)
         assert row.repeats == 9
     assert len(timer.passes) == 2 * (2 + 9)
@@ -243,6 +245,12 @@ def test_a_row_cannot_be_changed_after_the_fact():
     row = LatencyRow("m", 1, 8, 2.0, 3.0, 500.0, 3)
     with pytest.raises(AttributeError):
         row.p50_ms = 1.0
+
+
+def test_a_row_from_before_p90_and_p99_were_kept_is_still_read():
+    old = {"model": "m", "batch_size": 1, "sequence_length": 8, "p50_ms": 2.0, "p95_ms": 3.0}
+    row = LatencyRow(**old, examples_per_second=500.0, repeats=30)
+    assert (row.p50_ms, row.p90_ms, row.p99_ms) == (2.0, None, None)
 
 
 def test_the_setting_names_what_the_numbers_depend_on():

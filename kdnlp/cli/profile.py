@@ -1,0 +1,209 @@
+"""`kdnlp profile`: what models cost, side by side, and where their time goes."""
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import transformers
+from rich.console import Console
+from torch import nn
+from transformers import PreTrainedModel
+
+from kdnlp.evaluation.profile_report import (
+    disagreement_lines,
+    profile_sections,
+    profile_setting_line,
+    save_profile,
+    section_table,
+)
+from kdnlp.loading import load_config, load_model
+from kdnlp.profiling.agreement import MAX_DISAGREEMENT
+from kdnlp.profiling.profile import Profile, profile_models
+from kdnlp.profiling.runtimes import RUNTIMES, RuntimeRow, check_runtimes, compare_runtimes
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+GRAPHS = ("model.onnx", "onnx/model.onnx")
+"""Where in a model's folder an exported graph may lie."""
+
+
+def main(command: str, argv: Sequence[str]) -> None:
+    """Run the command with its arguments."""
+    # Else every profiled pass prints lines from below Python.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
+    parser = build_parser(command)
+    options = parser.parse_args(argv)
+    try:
+        profile = run(options)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    console = Console()
+    for section in profile_sections(profile):
+        console.print(section_table(section))
+    for line in (*disagreement_lines(profile), profile_setting_line(profile)):
+        console.print(line, highlight=False)
+    if options.output_dir is not None:
+        save_profile(profile, options.output_dir)
+        console.print(f"profile.json, profile.md and profile.png are in {options.output_dir}.")
+
+
+def build_parser(command: str = "profile") -> argparse.ArgumentParser:
+    """The parser of the command's flags."""
+    parser = argparse.ArgumentParser(
+        prog=f"kdnlp {command}",
+        description="Measure what models cost: parameters, disk, FLOPs beside latency, throughput, "
+        "peak memory, and which part of the model takes the time. The models take turns, the first "
+        "is the reference, and a speed-up that is not what the FLOPs promise is pointed out.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("models", nargs="+", metavar="MODEL", help="a folder or a Hub id")
+    flag = parser.add_argument
+    flag("--batch_sizes", type=numbers, default="1,8,32", help="examples a batch")
+    flag("--lengths", type=numbers, default="32,128", help="tokens an example, without padding")
+    flag("--device", help="where to run; without it a GPU if there is one, else the CPU")
+    flag("--dtype", choices=DTYPES, default="float32", help="of weights and arithmetic")
+    flag("--threads", type=int, help="CPU threads for one operation; without it as torch has it")
+    flag(
+        "--runtimes",
+        type=words,
+        default="",
+        help=f"also compare each model in these, the first as reference: {','.join(RUNTIMES)}; "
+        "ONNX takes the model.onnx in the model's folder, or exports one",
+    )
+    flag("--num_repeats", type=int, default=30, help="timed rounds a batch size and length")
+    flag("--max_seconds", type=float, default=120.0, help="for the rounds, shared by all of them")
+    flag(
+        "--max_disagreement",
+        type=float,
+        default=MAX_DISAGREEMENT,
+        help="share by which a speed-up may miss the ratio of FLOPs before that is pointed out",
+    )
+    flag("--output_dir", help="also write profile.json, profile.md and profile.png there")
+    flag("--trust_remote_code", action="store_true", help="run Python code that a model brings")
+    return parser
+
+
+def run(options: argparse.Namespace) -> Profile:
+    """Load and measure the models that the flags name.
+
+    Raises:
+        ValueError: if a flag is out of range, or a model cannot be measured.
+        OSError: if a model is not there.
+    """
+    if options.runtimes:
+        check_runtimes(options.runtimes)
+    if options.threads is not None:
+        if options.threads < 1:
+            raise ValueError(f"--threads must be at least 1, got {options.threads}.")
+        torch.set_num_threads(options.threads)
+    paths = model_names(options.models)
+    device = find_device(options.device)
+    models = {
+        name: nn.Module.to(load_any(path, DTYPES[options.dtype], options.trust_remote_code), device)
+        for name, path in paths.items()
+    }
+    profile = profile_models(
+        models,
+        options.batch_sizes,
+        options.lengths,
+        num_repeats=options.num_repeats,
+        max_seconds=options.max_seconds,
+        max_disagreement=options.max_disagreement,
+        folders={name: path for name, path in paths.items() if os.path.isdir(path)},
+    )
+    if not options.runtimes:
+        return profile
+    return replace(profile, runtimes=tuple(runtime_rows(models, paths, options)))
+
+
+def runtime_rows(
+    models: Mapping[str, PreTrainedModel], paths: Mapping[str, str], options: argparse.Namespace
+) -> list[RuntimeRow]:
+    """Every model in every runtime that the flags name."""
+    rows: list[RuntimeRow] = []
+    for name, model in models.items():
+        graphs = [Path(paths[name], graph) for graph in GRAPHS]
+        rows += compare_runtimes(
+            model,
+            options.runtimes,
+            name,
+            options.batch_sizes,
+            options.lengths,
+            num_repeats=options.num_repeats,
+            max_seconds=options.max_seconds,
+            graph=next((graph for graph in graphs if graph.is_file()), None),
+        )
+    return rows
+
+
+def load_any(name: str, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
+    """A model with the head that its configuration names, or without one, in eval mode.
+
+    Raises:
+        ValueError: if it needs code of its own that is not trusted.
+        OSError: if it is not there, or its weights are not in safetensors.
+    """
+    config = load_config(name, trust_remote_code=trust_remote_code)
+    architecture = (getattr(config, "architectures", None) or ["AutoModel"])[0]
+    own = getattr(transformers, architecture, transformers.AutoModel)
+    model, _ = load_model(own, name, dtype=dtype, trust_remote_code=trust_remote_code)
+    found: PreTrainedModel = model.eval()
+    return found
+
+
+def model_names(paths: Sequence[str]) -> dict[str, str]:
+    """Short names for models: the last part of each path, or all of it where that is not enough.
+
+    >>> model_names(["out/mrpc", "out/mrpc-theseus/"])
+    {'mrpc': 'out/mrpc', 'mrpc-theseus': 'out/mrpc-theseus/'}
+    >>> model_names(["a/model", "b/model"])
+    {'a/model': 'a/model', 'b/model': 'b/model'}
+
+    Raises:
+        ValueError: if a model is named twice.
+    """
+    if len(set(paths)) < len(paths):
+        raise ValueError(f"Expected every model once, got {' '.join(paths)}.")
+    short = [path.rstrip("/").rpartition("/")[2] for path in paths]
+    return dict(zip(short if len(set(short)) == len(short) else paths, paths, strict=True))
+
+
+def find_device(name: str | None) -> torch.device:
+    """The device of that name, or a GPU if there is one, else the CPU.
+
+    Raises:
+        ValueError: if there is no such device.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"--device must read like cpu or cuda:0, got {name!r}.") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device must be a CPU or a CUDA device, got {name!r}.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices here."
+        )
+    return device
+
+
+def numbers(text: str) -> list[int]:
+    """Numbers of at least 1, from text such as `1,8,32`.
+
+    Raises:
+        argparse.ArgumentTypeError: if it is something else.
+    """
+    parts = words(text)
+    if not parts or not all(part.isdecimal() and int(part) >= 1 for part in parts):
+        raise argparse.ArgumentTypeError(f"expected numbers from 1, like 1,8,32, got {text!r}")
+    return [int(part) for part in parts]
+
+
+def words(text: str) -> list[str]:
+    """The parts of a text between commas."""
+    return [part.strip() for part in text.split(",") if part.strip()]

@@ -1,0 +1,115 @@
+"""`kdnlp profile`, from its command line to the files that it leaves behind."""
+
+import pytest
+import torch
+from settings import tiny_model
+from transformers import BertModel
+
+from kdnlp.cli import main
+from kdnlp.cli.profile import load_any, model_names, numbers
+from kdnlp.models.student import build_student
+from kdnlp.profiling.profile import Profile
+
+QUICK = ("--batch_sizes", "2", "--lengths", "8", "--num_repeats", "3", "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    teacher = tiny_model("bert", 4)
+    teacher.save_pretrained(root / "teacher")
+    build_student(teacher, 2).save_pretrained(root / "student")
+    BertModel(teacher.config).save_pretrained(root / "headless")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def same_threads():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def run(*arguments):
+    main(["profile", *map(str, arguments)])
+
+
+def test_models_are_measured_side_by_side_and_written(folders, tmp_path, capsys):
+    settings = (*QUICK, "--threads", "1", "--output_dir", tmp_path, "--runtimes", "eager,sdpa")
+    run(folders / "teacher", folders / "student", *settings, "--max_disagreement", "1000")
+    found = Profile.load(tmp_path)
+    assert [(m.name, m.num_layers) for m in found.models] == [("teacher", 4), ("student", 2)]
+    assert found.models[1].disk_size_mb > 0
+    assert found.setting.threads == 1
+    (cell,) = found.models[1].cells
+    assert (cell.latency.batch_size, cell.latency.sequence_length) == (2, 8)
+    assert cell.agreement.max_difference == 1000
+    assert [(r.model, r.runtime) for r in found.runtimes] == [
+        (model, runtime) for model in ("teacher", "student") for runtime in ("eager", "sdpa")
+    ]
+    said = capsys.readouterr().out
+    for title in ("Size", "FLOPs and latency", "Where time goes", "Runtimes", "agree to within"):
+        assert title in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "profile.json",
+        "profile.md",
+        "profile.png",
+    ]
+
+
+def test_the_dtype_is_the_one_that_was_asked_for(folders, tmp_path):
+    run(folders / "headless", *QUICK, "--dtype", "bfloat16", "--output_dir", tmp_path)
+    found = Profile.load(tmp_path)
+    assert found.setting.dtype == "bfloat16"
+    assert (found.reference.architecture, found.reference.parameters.head) == ("BertModel", 0)
+
+
+def test_a_model_is_loaded_with_the_head_that_it_was_saved_with(folders):
+    loaded = load_any(str(folders / "teacher"), torch.float32)
+    assert type(loaded).__name__ == "BertForSequenceClassification"
+    assert not loaded.training
+    assert torch.equal(loaded.classifier.weight, tiny_model("bert", 4).classifier.weight)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--batch_sizes", "1,x"), "expected numbers from 1, like 1,8,32, got '1,x'"),
+        (("--lengths", ""), "expected numbers from 1"),
+        (("--lengths", "8,0"), "expected numbers from 1"),
+        (("--lengths", "9999"), "sequence_length must be at most 512"),
+        (("--threads", "0"), "--threads must be at least 1, got 0"),
+        (("--runtimes", "eager,tensorrt"), "got tensorrt"),
+        (("--num_repeats", "2"), "num_repeats of at least 3"),
+        (("--device", "gpu"), "--device must read like cpu or cuda:0, got 'gpu'"),
+        (("--device", "mps"), "must be a CPU or a CUDA device"),
+        (("--device", "cuda:99"), "CUDA devices here"),
+        (("--max_disagreement", "-1"), "at least 0, got -1"),
+    ],
+)
+def test_a_flag_that_makes_no_sense_ends_with_a_message_and_no_files(
+    flags, message, folders, tmp_path, capsys
+):
+    with pytest.raises(SystemExit) as exit_:
+        run(folders / "student", *QUICK, *flags, "--output_dir", tmp_path / "out")
+    assert exit_.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_is_not_there_or_named_twice_is_said(folders, capsys):
+    with pytest.raises(SystemExit):
+        run(folders / "nowhere", *QUICK)
+    assert "nowhere" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run(folders / "student", folders / "student", *QUICK)
+    assert "Expected every model once" in capsys.readouterr().err
+
+
+def test_names_are_short_and_never_the_same():
+    assert model_names(["owner/model", "out/x/"]) == {"model": "owner/model", "x": "out/x/"}
+    assert list(model_names(["a/m", "b/m"])) == ["a/m", "b/m"]
+
+
+def test_numbers_are_read_in_their_order():
+    assert numbers("8, 1,32") == [8, 1, 32]
