@@ -1,4 +1,4 @@
-"""The command line: `kdnlp demo | finetune | distill | theseus | ladder | report`.
+"""The command line: `kdnlp demo | finetune | distill | theseus | ladder | export | report`.
 
 This file only finds the command; `kdnlp --help` loads no torch.
 """
@@ -15,6 +15,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "distill": ("compress", "train a smaller student on a fine-tuned teacher's answers"),
     "theseus": ("compress", "replace a fine-tuned model's blocks by fewer ones while it runs"),
     "ladder": ("ladder", "distil one teacher into students of several depths, and compare them"),
+    "export": ("export", "write a model for ONNX Runtime or in fewer bits, and check it"),
     "report": ("report", "print the report of a run, or compare several"),
 }
 """Name of each command, the module here whose `main(command, argv)` runs it, and what it does."""
