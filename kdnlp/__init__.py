@@ -75,6 +75,11 @@ _HOMES = {
     "compare_runtimes": "profiling.runtimes",
     "profile_model": "profiling.profile",
     "profile_models": "profiling.profile",
+    "ExportMismatch": "compression.gate",
+    "ExportSettings": "compression.settings",
+    "OnnxModel": "models.onnx_graph",
+    "export_model": "compression.export",
+    "export_onnx": "models.onnx_graph",
     "find_answers": "evaluation.answers",
     "build_compute_metrics": "evaluation.metrics",
     "evaluate_model": "evaluation.evaluate",
@@ -98,6 +103,9 @@ if TYPE_CHECKING:
         TheseusTrainingArguments,
     )
     from kdnlp.cli.parsing import parse_arguments
+    from kdnlp.compression.export import export_model
+    from kdnlp.compression.gate import ExportMismatch
+    from kdnlp.compression.settings import ExportSettings
     from kdnlp.data.augmentation import augment_tokens
     from kdnlp.data.collation import TeacherInputsCollator, add_teacher_inputs
     from kdnlp.data.glue import GLUE_TASKS, load_glue
@@ -149,6 +157,7 @@ if TYPE_CHECKING:
     )
     from kdnlp.models.ensemble import TeacherEnsemble
     from kdnlp.models.layers import find_layers
+    from kdnlp.models.onnx_graph import OnnxModel, export_onnx
     from kdnlp.models.pretrained import (
         in_model_order,
         load_ensemble,

@@ -16,6 +16,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "theseus": ("compress", "replace a fine-tuned model's blocks by fewer ones while it runs"),
     "ladder": ("ladder", "distil one teacher into students of several depths, and compare them"),
     "profile": ("profile", "measure what models cost side by side, and where their time goes"),
+    "export": ("export", "write a model for ONNX Runtime or in fewer bits, and check it"),
     "report": ("report", "print the report of a run, or compare several"),
     "submit": ("submit", "answer GLUE's test rows with your models, for its server"),
     "push": ("push", "publish a run's model, card and report on the Hub, and nothing else"),

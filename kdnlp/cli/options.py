@@ -97,6 +97,26 @@ class FinetuneOptions(ModelOptions):
 
 
 @dataclass(kw_only=True)
+class ExportOptions(ModelOptions):
+    """What to export, and where to."""
+
+    group_title: ClassVar[str] = "what to export"
+
+    model: str = field(
+        metadata={
+            "help": "Folder or Hub id of a fine-tuned model; standing first, it needs no flag."
+        }
+    )
+    output_dir: str = field(
+        metadata={"help": "Where the export goes; an earlier export there is replaced."}
+    )
+    texts: list[str] | None = field(
+        default=None,
+        metadata={"help": "Without a task: texts to compare logits on, with no metric."},
+    )
+
+
+@dataclass(kw_only=True)
 class SmallerOptions(ModelOptions):
     """What a smaller model starts from and learns, and what its report measures."""
 

@@ -1,0 +1,1 @@
+"""What makes other files of a trained model, each checked against it before it gets its name."""
