@@ -32,8 +32,6 @@ GRAPHS = ("model.onnx", "onnx/model.onnx")
 
 def main(command: str, argv: Sequence[str]) -> None:
     """Run the command with its arguments."""
-    # Else every profiled pass prints lines from below Python.
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     parser = build_parser(command)
     options = parser.parse_args(argv)
     try:
