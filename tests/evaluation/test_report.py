@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 
 import pytest
+import torch
 from answers_of import TWO, kept
 from PIL import Image
 from settings import tiny_model
