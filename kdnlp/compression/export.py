@@ -18,7 +18,7 @@ from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTok
 
 import kdnlp
 from kdnlp.compression.gate import check_equal, check_plain_folder
-from kdnlp.compression.quantize import load_int8, quantize_onnx, require_torchao
+from kdnlp.compression.quantize import load_int8, require_torchao
 from kdnlp.compression.settings import AGREEMENTS, TOLERANCES, ExportSettings
 from kdnlp.data.inputs import input_columns
 from kdnlp.data.preparation import KINDS, build_collator
@@ -34,6 +34,7 @@ from kdnlp.models.onnx_graph import (
     OnnxModel,
     check_exportable,
     export_onnx,
+    quantize_onnx,
     require_onnx,
 )
 from kdnlp.profiling.size import BYTES_PER_MB, weights_size_mb

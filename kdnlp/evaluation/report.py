@@ -24,18 +24,8 @@ from kdnlp.evaluation.significance import PairedTest
 from kdnlp.files import replace_text
 from kdnlp.models.layers import find_layers
 from kdnlp.profiling.flops import flops_per_example
-from kdnlp.profiling.latency import (
-    LatencyRow,
-    LatencySetting,
-    describe_setting,
-    measure_latency,
-    target_device,
-)
-from kdnlp.profiling.module_time import module_times
+from kdnlp.profiling.latency import LatencyRow, LatencySetting, describe_setting, measure_latency
 from kdnlp.profiling.size import count_parameters, weights_size_mb
-
-MIN_SECONDS_PARTS = 10.0
-"""With less for measuring, the time of a model's parts is left out: the profiler takes seconds."""
 
 REPORT_JSON, REPORT_MARKDOWN, REPORT_HTML = "report.json", "report.md", "report.html"
 HISTORY_JSON = "history.json"
@@ -92,8 +82,7 @@ class CompressionReport:
         tests: whether scores differ by more than chance, of every model against the original and
             against the baseline.
         absent: by name, why a figure is not in the report.
-        module_ms: by model, the milliseconds that each part of it takes at the first batch size,
-            where that was measured.
+        module_ms: by model, the milliseconds that each part of it takes, where that was measured.
         history: what the run logged, an entry a time, each with its `step`; in `history.json`.
         predictions: by model and split, what the scores were computed from; in
             `_predictions.safetensors`, which does not go to the Hub.
@@ -133,6 +122,7 @@ class CompressionReport:
         stack: str | None = None,
         device: torch.device | str | None = None,
         history: Sequence[Mapping[str, Any]] = (),
+        module_ms: Mapping[str, Mapping[str, float]] | None = None,
     ) -> "CompressionReport":
         """Profile the models side by side and join that with their metrics.
 
@@ -143,12 +133,12 @@ class CompressionReport:
             task: the task that they solve.
             sequence_length: tokens per example for FLOPs and latency; the default is the task's.
             batch_sizes: batch sizes of the latencies.
-            max_seconds: what measuring the latencies may take, roughly. From 10 on, the time of
-                each part of a model is measured too.
+            max_seconds: what measuring the latencies may take, roughly.
             run: what else the report should say, as plain values.
             stack: `"encoder"` or `"decoder"`, for models that have both.
             device: where the latencies are measured; `None` is where the first model lies.
             history: what the trainer logged, `trainer.state.log_history`.
+            module_ms: by model, the milliseconds that each part of it takes, where it was measured.
 
         Raises:
             ValueError: if a model has no metrics, or the sequence is longer than a model allows.
@@ -163,9 +153,6 @@ class CompressionReport:
         length = sequence_length or task.max_length
         fidelity = compare_answers({name: metrics[name] for name in models}, task.metrics)
         rows = measure_latency(models, batch_sizes, length, device=device, max_seconds=max_seconds)
-        where = target_device(models, device)
-        profiles = max_seconds is None or max_seconds >= MIN_SECONDS_PARTS
-        times = module_times(models, rows, where) if profiles else {}
         return cls(
             task=task.name,
             metric_names=task.metrics,
@@ -177,7 +164,7 @@ class CompressionReport:
             run=dict(run or {}),
             tests=fidelity.tests,
             absent=fidelity.absent,
-            module_ms=times,
+            module_ms={name: dict(parts) for name, parts in (module_ms or {}).items()},
             history=tuple(_finite(entry) for entry in history),
             predictions=fidelity.predictions,
         )

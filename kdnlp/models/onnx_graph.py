@@ -87,6 +87,31 @@ def export_onnx(
     return Path(path)
 
 
+def quantize_onnx(source: Path, target: Path) -> None:
+    """Give a float32 graph int8 weights; activations are quantized call by call (dynamically).
+
+    Matrix products and embeddings are quantized, each column of a weight by a scale of its own.
+    Weights take 7 of the 8 bits: on processors without VNNI a sum of full products overflows,
+    and whoever runs the graph may have another processor than the one it was checked on.
+
+    Args:
+        source: what `export_onnx` wrote.
+        target: the file to write.
+    """
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    size = sum(path.stat().st_size for path in source.parent.glob(f"{source.name}*"))
+    with _without_advice():
+        quantize_dynamic(
+            os.fspath(source),
+            os.fspath(target),
+            per_channel=True,
+            reduce_range=True,
+            weight_type=QuantType.QInt8,
+            use_external_data_format=size > _ONE_FILE_BYTES,
+        )
+
+
 def check_exportable(model: PreTrainedModel) -> None:
     """Raise `ValueError` if a graph of token ids and logits cannot stand for the model."""
     kind, name = task_kind(model), type(model).__name__
@@ -211,3 +236,15 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         exporter.setLevel(level)
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """Leave out the advice, to the root logger, to process the graph first: the exporter has."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(level)

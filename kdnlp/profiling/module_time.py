@@ -4,7 +4,7 @@ Measured by torch's profiler with a named range around every module of `find_par
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,10 +15,8 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 from transformers import PreTrainedModel
 
-from kdnlp.profiling.forward import example_inputs
-from kdnlp.profiling.latency import LatencyRow
 from kdnlp.profiling.parts import OTHER, OVERHEAD, PARTS, find_parts
-from kdnlp.profiling.placed import placed, synchronize
+from kdnlp.profiling.placed import synchronize
 
 PASSES = 5
 
@@ -102,25 +100,6 @@ def measure_module_time(
     parts = _sum_by_part([_pieces(event, launch, on_device) for event in passes])
     profiled = float(np.median([event.cpu_time_total for event in passes])) / 1000
     return _scaled(parts, p50_ms, profiled, on_device)
-
-
-def module_times(
-    models: Mapping[str, PreTrainedModel], rows: Sequence[LatencyRow], device: torch.device
-) -> dict[str, dict[str, float]]:
-    """Milliseconds by part of several models, each at the first batch size of its latencies.
-
-    Args:
-        models: by name. They are left as they were.
-        rows: what `kdnlp.profiling.latency.measure_latency` measured of them.
-        device: where it did.
-    """
-    times = {}
-    for name, model in models.items():
-        row = next(row for row in rows if row.model == name)
-        with placed(model, device) as there:
-            inputs = example_inputs(there, row.batch_size, row.sequence_length)
-            times[name] = measure_module_time(there, inputs, row.p50_ms).parts
-    return times
 
 
 @contextmanager

@@ -14,9 +14,10 @@ import torch
 from transformers import PreTrainedModel
 
 from kdnlp.models.modes import evaluating
+from kdnlp.models.onnx_graph import export_onnx, quantize_onnx
 from kdnlp.profiling.forward import example_inputs
 from kdnlp.profiling.latency import LatencyRow, latency_row
-from kdnlp.profiling.onnx_session import OnnxSession, export_graph, quantize_graph
+from kdnlp.profiling.onnx_session import OnnxSession
 from kdnlp.profiling.placed import sharing_copy
 from kdnlp.profiling.rounds import check_rounds, time_rounds
 from kdnlp.profiling.speedup import Speedup, measure_speedup
@@ -254,7 +255,7 @@ def _onnx(source: _Source) -> _Call:
 
 def _onnx_int8(source: _Source) -> _Call:
     target = source.folder / "int8.onnx"
-    quantize_graph(_graph(source), target)
+    quantize_onnx(_graph(source), target)
     return OnnxSession(target)
 
 
@@ -283,9 +284,9 @@ def _graph(source: _Source) -> Path:
     if not written.is_file():
         try:
             with torch.inference_mode(False), torch.no_grad():
-                export_graph(source.model, written)
-        except RuntimeError as error:
-            raise RuntimeMissingError(f"export failed: {_first_line(error)}") from error
+                export_onnx(source.model, written)
+        except ValueError as error:
+            raise RuntimeMissingError(_first_line(error)) from error
     return written
 
 
