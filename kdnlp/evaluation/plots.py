@@ -141,7 +141,7 @@ def draw_module_times(module_ms: Mapping[str, Mapping[str, float]], title: str =
         title: what was measured, above the plot.
     """
     parts = list(dict.fromkeys(part for own in module_ms.values() for part in own))
-    legend = _Legend(parts)
+    legend = _Legend([part.replace("_", "-") for part in parts])
     figure, panels = _panels(1, 1, 1.0 + 0.5 * len(module_ms) + legend.height)
     panel, ends = panels.flat[0], np.zeros(len(module_ms))
     for position, part in enumerate(parts):
@@ -151,7 +151,7 @@ def draw_module_times(module_ms: Mapping[str, Mapping[str, float]], title: str =
             values,
             left=ends,
             height=0.6,
-            label=part,
+            label=part.replace("_", "-"),
             color=COLOURS[position % len(COLOURS)],
             hatch=HATCHES[position % len(HATCHES)],
             edgecolor="white",
@@ -223,8 +223,9 @@ def _draw_training(report: CompressionReport) -> "Figure":
 
 
 def _draw_module_times(report: CompressionReport) -> "Figure":
-    setting = report.setting
-    return draw_module_times(report.module_ms, f"{report.task}: {setting.device}, {setting.dtype}")
+    setting, batch = report.setting, report.original.latency[0].batch_size
+    title = f"{report.task}: batch {batch}, {setting.sequence_length} tokens, {setting.device}"
+    return draw_module_times(report.module_ms, title)
 
 
 def _loss_names(report: CompressionReport) -> list[str]:
@@ -306,7 +307,7 @@ PLOTS = {
         _draw_training,
     ),
     "module_time": Plot(
-        "Time of each part of the models",
+        "Where a forward pass spends its time: torch's profiler, scaled to the median latency",
         lambda report: bool(report.module_ms),
         _draw_module_times,
     ),

@@ -20,6 +20,7 @@ from kdnlp.evaluation.kept import (
     load_predictions,
     save_predictions,
 )
+from kdnlp.evaluation.module_times import measure_module_times
 from kdnlp.evaluation.significance import PairedTest
 from kdnlp.files import replace_text
 from kdnlp.models.layers import find_layers
@@ -82,7 +83,8 @@ class CompressionReport:
         tests: whether scores differ by more than chance, of every model against the original and
             against the baseline.
         absent: by name, why a figure is not in the report.
-        module_ms: by model, the milliseconds that each part of it takes, where that was measured.
+        module_ms: by model, the milliseconds that each part of it takes at the first batch size,
+            where that was measured.
         history: what the run logged, an entry a time, each with its `step`; in `history.json`.
         predictions: by model and split, what the scores were computed from; in
             `_predictions.safetensors`, which does not go to the Hub.
@@ -122,7 +124,6 @@ class CompressionReport:
         stack: str | None = None,
         device: torch.device | str | None = None,
         history: Sequence[Mapping[str, Any]] = (),
-        module_ms: Mapping[str, Mapping[str, float]] | None = None,
     ) -> "CompressionReport":
         """Profile the models side by side and join that with their metrics.
 
@@ -138,7 +139,6 @@ class CompressionReport:
             stack: `"encoder"` or `"decoder"`, for models that have both.
             device: where the latencies are measured; `None` is where the first model lies.
             history: what the trainer logged, `trainer.state.log_history`.
-            module_ms: by model, the milliseconds that each part of it takes, where it was measured.
 
         Raises:
             ValueError: if a model has no metrics, or the sequence is longer than a model allows.
@@ -153,6 +153,7 @@ class CompressionReport:
         length = sequence_length or task.max_length
         fidelity = compare_answers({name: metrics[name] for name in models}, task.metrics)
         rows = measure_latency(models, batch_sizes, length, device=device, max_seconds=max_seconds)
+        module_ms, no_times = measure_module_times(models, rows, length, device, max_seconds)
         return cls(
             task=task.name,
             metric_names=task.metrics,
@@ -163,8 +164,8 @@ class CompressionReport:
             setting=describe_setting(models, length, device),
             run=dict(run or {}),
             tests=fidelity.tests,
-            absent=fidelity.absent,
-            module_ms={name: dict(parts) for name, parts in (module_ms or {}).items()},
+            absent={**fidelity.absent, **no_times},
+            module_ms=module_ms,
             history=tuple(_finite(entry) for entry in history),
             predictions=fidelity.predictions,
         )

@@ -13,6 +13,7 @@ from settings import tiny_model
 from kdnlp.data.task import Task
 from kdnlp.evaluation import report as report_module
 from kdnlp.evaluation.kept import Evaluation
+from kdnlp.evaluation.module_times import measure_module_times
 from kdnlp.evaluation.report import CompressionReport, ModelAccount
 from kdnlp.evaluation.significance import PairedTest
 from kdnlp.evaluation.tables import how_measured, report_markdown, report_rows
@@ -120,9 +121,13 @@ def test_measuring_leaves_the_models_in_the_mode_they_had():
 
 def test_latencies_and_their_setting_are_of_the_device_that_was_asked_for(monkeypatch):
     asked = []
-    for name in ("measure_latency", "describe_setting"):
+    results = {
+        "measure_latency": latency("small", 1.0),
+        "measure_module_times": ({}, {}),
+        "describe_setting": SETTING,
+    }
+    for name, result in results.items():
         bound = inspect.signature(getattr(report_module, name)).bind
-        result = {"measure_latency": latency("small", 1.0), "describe_setting": SETTING}[name]
 
         def noted(*arguments, bound=bound, result=result, **options):
             asked.append(bound(*arguments, **options).arguments.get("device"))
@@ -134,7 +139,7 @@ def test_latencies_and_their_setting_are_of_the_device_that_was_asked_for(monkey
         report = CompressionReport.measure(models, scores, TASK, device=device)
         # What is counted and not timed needs no such device.
         assert report["small"].flops == flops_per_example(models["small"], 12).flops
-    assert asked == [None, None, "cuda:1", "cuda:1"]
+    assert asked == [*[None] * 3, *["cuda:1"] * 3]
 
 
 def test_ratios_point_the_right_way():
@@ -314,6 +319,28 @@ def test_predictions_that_came_with_the_metrics_are_compared(measured):
     assert [(t.model, t.against) for t in report.tests] == [("successor", "predecessor")]
     assert set(report.predictions) == set(models)
     assert report.history == ({"step": 1, "grad_norm": 1.0},)
+
+
+@pytest.mark.parametrize("seconds", [2.0, None])
+def test_the_parts_of_a_model_sum_to_its_latency(seconds):
+    models = {"small": tiny_model("bert", 1), "large": tiny_model("bert", 4)}
+    rows = [row for name, ms in (("small", 2.0), ("large", 8.0)) for row in latency(name, ms)]
+    times, absent = measure_module_times(models, rows, 12, max_seconds=seconds)
+    assert absent == {}
+    assert [sum(parts.values()) for parts in times.values()] == pytest.approx([2.0, 8.0])
+    assert set(times["small"]) > {"embeddings", "attention", "feed_forward", "overhead"}
+
+
+def test_without_time_or_in_compiled_blocks_no_parts_are_measured():
+    model, rows = tiny_model("bert", 1), latency("small", 2.0)
+    times, absent = measure_module_times({"small": model}, rows, 12, max_seconds=0.1)
+    assert times == {}
+    assert "was given 0.1 s" in absent["module times"]
+    block = model.bert.encoder.layer[0]
+    block._compiled_call_impl = block._call_impl  # what compile() sets, without a compiler
+    times, absent = measure_module_times({"small": model}, rows, 12)
+    assert times == {}
+    assert "compiled" in absent["module times"]
 
 
 def test_a_damaged_history_is_named(tmp_path):
