@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# From a finished run to a page on the Hub: measured, exported, reported, pushed, and loaded back.
+#
+#   recipes/publish.sh ORIGINAL RUN REPO_ID LICENSE TASK...
+#   recipes/publish.sh out/mrpc out/mrpc-theseus me/mrpc-small apache-2.0 --task mrpc --data_dir glue
+#
+# ORIGINAL and RUN are output folders of `kdnlp finetune` and of `kdnlp theseus` or `distill`; TASK are
+# the flags that name its rows. HF_TOKEN, or `hf auth login`, says who publishes; HF_ENDPOINT names
+# another server than the Hub's; LENGTH is the tokens of an example, 128 unless it is set. Nothing is
+# sent unless all that comes before it went well.
+set -euo pipefail
+original=$1 run=$2 repo_id=$3 license=$4
+shift 4
+
+# What it costs, the two in turns: FLOPs beside latency, and which part takes the time.
+kdnlp profile "$original" "$run" --batch_sizes 1,8 --lengths "${LENGTH:-128}" --max_seconds 60 \
+    --output_dir "$run-profile"
+
+# A graph for ONNX Runtime, and one in int8 whose metric stands beside it: either is compared with the
+# model on the task's rows first. The first goes along to the Hub, below the run's folder.
+kdnlp export "$run" --format onnx --output_dir "$run/onnx" "$@"
+kdnlp export "$run" --format onnx --quantize dynamic-int8 --output_dir "$run-onnx-int8" "$@"
+
+# The page with tables and plots; name more runs to have them compared.
+kdnlp report "$run" --output_dir "$run-report"
+
+kdnlp push "$run" --repo_id "$repo_id" --license "$license"
+
+# What a stranger gets: loaded from the Hub, checked against itself on the same rows.
+kdnlp export "$repo_id" --format safetensors --dtype float16 --output_dir "$run-from-hub" "$@"
