@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from docs_api import default, docstring_text, one_line, package, table
+from docs_insertions import default, docstring_text, one_line, package, table
 
 from kdnlp import losses
 from kdnlp.losses import LOSSES

@@ -1,24 +1,30 @@
 """The pages that mkdocs makes from the code: a hook, named in mkdocs.yml.
 
 A loss, a command or a public name has its page or its place as soon as it is in `LOSSES`,
-`COMMANDS` or `kdnlp.__all__`. In a page of docs/ the line `<!-- values NAME -->` becomes the table
-of NAME's settings, and `<!-- text NAME -->` its docstring's text.
+`COMMANDS` or `kdnlp.__all__`. In a page of docs/ a line such as `<!-- values NAME -->` becomes what
+the function of that name in `INSERTIONS` makes of NAME.
 """
 
 import re
 from pathlib import Path
 from typing import Any
 
-from docs_api import api_pages, command_pages, docstring_text, values_table
+from docs_api import api_pages, command_pages
+from docs_insertions import docstring_text, recipe_table, schedules_table, values_table
 from docs_losses import loss_pages
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
 
-INSERTIONS = {"values": values_table, "text": docstring_text}
+INSERTIONS = {
+    "text": docstring_text,
+    "values": values_table,
+    "recipe": recipe_table,
+    "schedules": schedules_table,
+}
 
-_INSERTION = re.compile(r"^<!-- (\w+) ([\w.]+) -->$", re.MULTILINE)
+_INSERTION = re.compile(r"^<!-- (\w+)((?: [\w.]+)*) -->$", re.MULTILINE)
 _PAGES_OF_THE_REPOSITORY = {"../recipes/README.md": "results.md"}
 
 
@@ -34,7 +40,7 @@ def with_insertions(markdown: str) -> str:
     Raises:
         KeyError: if a comment asks for something that there is not.
     """
-    return _INSERTION.sub(lambda found: INSERTIONS[found[1]](found[2]), markdown)
+    return _INSERTION.sub(lambda found: INSERTIONS[found[1]](*found[2].split()), markdown)
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
