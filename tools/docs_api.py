@@ -24,6 +24,9 @@ _GROUPS = {
 }
 """What a module of public names is about, in the order of the pages."""
 
+_WIDE = "---\nhide: [toc]\n---\n\n"
+"""Before a page whose text needs the room of the table of contents."""
+
 
 def api_pages() -> dict[str, str]:
     """A page a module with the public names that live there, and the list of all."""
@@ -34,9 +37,15 @@ def api_pages() -> dict[str, str]:
     pages = {"api/index.md": _api_index(homes)}
     for group, names in homes.items():
         parts = [f"# kdnlp.{group}", _GROUPS.get(group, "")]
-        parts += [f"::: kdnlp.{name}" for name in names]
+        parts += [_directive(name) for name in names]
         pages[f"api/{group}.md"] = "\n\n".join(parts) + "\n"
     return pages
+
+
+def _directive(name: str) -> str:
+    """Where a public name is described; the methods of losses are those of `DistillationLoss`."""
+    is_loss = kdnlp._HOMES[name] == "losses" and name not in ("DistillationLoss", "LOSSES")
+    return f"::: kdnlp.{name}" + ("\n    options:\n      members: []" if is_loss else "")
 
 
 def _api_index(homes: dict[str, list[str]]) -> str:
@@ -50,12 +59,12 @@ def _api_index(homes: dict[str, list[str]]) -> str:
 def command_pages() -> dict[str, str]:
     """A page a command with its help, and the list of all."""
     rows = [f"| [`kdnlp {name}`]({name}.md) | {does} |" for name, (_, does) in COMMANDS.items()]
-    index = "# Commands\n\n| command | does |\n| :-- | :-- |\n" + "\n".join(rows) + "\n"
+    index = f"{_WIDE}# Commands\n\n| command | does |\n| :-- | :-- |\n" + "\n".join(rows) + "\n"
     index += f'\n```text title="kdnlp --help"\n{command_help()}```\n'
     pages = {"commands/index.md": index}
     for name, (_, does) in COMMANDS.items():
         pages[f"commands/{name}.md"] = (
-            f"# kdnlp {name}\n\n{does[0].upper()}{does[1:]}.\n\n"
+            f"{_WIDE}# kdnlp {name}\n\n{does[0].upper()}{does[1:]}.\n\n"
             f'```text title="kdnlp {name} --help"\n{command_help(name)}```\n'
         )
     return pages

@@ -25,13 +25,13 @@ INSERTIONS = {
 }
 
 _INSERTION = re.compile(r"^<!-- (\w+)((?: [\w.]+)*) -->$", re.MULTILINE)
-_PAGES_OF_THE_REPOSITORY = {"../recipes/README.md": "results.md"}
+_PAGES_OF_THE_REPOSITORY = {"../recipes/README.md": "recipes.md"}
 
 
 def generated_pages() -> dict[str, str]:
     """Markdown by path below docs/ of every page that is made."""
     recipes = (ROOT / "recipes" / "README.md").read_text(encoding="utf-8")
-    return {**loss_pages(), **command_pages(), **api_pages(), "results.md": recipes}
+    return {**loss_pages(), **command_pages(), **api_pages(), "recipes.md": recipes}
 
 
 def with_insertions(markdown: str) -> str:
