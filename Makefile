@@ -12,7 +12,7 @@ MINIMAL_TESTS := tests/test_loading.py tests/trainers/test_resuming.py tests/tra
 # of this run.
 MINIMAL_TORCH ?= 2.13.0
 
-.PHONY: demo test lint slow audit audit-minimal audit-advisories clean help
+.PHONY: demo test lint slow docs audit audit-minimal audit-advisories clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -36,6 +36,10 @@ lint: $(VENV)/.installed
 slow: $(VENV)/.installed  ## the checks that need minutes or real data
 	$(BIN)/pytest -m slow
 
+# Material announces its successor on every run; the variable leaves that out.
+docs: $(VENV)/.installed  ## build the documentation into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 audit: audit-minimal audit-advisories  ## the lowest versions pass; the pinned ones have no known holes
 
 audit-minimal: $(VENV)/.installed
@@ -53,4 +57,4 @@ audit-advisories:
 	.venv-audit/bin/pip-audit --strict --disable-pip --no-deps --requirement constraints.txt
 
 clean:
-	rm -rf $(VENV) .venv-minimal .venv-audit demo-output .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-minimal .venv-audit site demo-output .pytest_cache .mypy_cache .ruff_cache

@@ -49,6 +49,9 @@ def jensen_shannon(
 class JensenShannonLoss(ClassLogitsLoss):
     """Soft targets both ways by `jensen_shannon`: bounded, so that no single error dominates.
 
+    It misleads early in training: where the student gives what the teacher expects next to no
+    probability, its gradient is small too.
+
     Args:
         beta: the teacher's share of the mixture, in (0, 1); 0.5 is symmetric.
         temperature: a fixed temperature; `None` takes the run's.
