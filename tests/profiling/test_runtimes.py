@@ -17,25 +17,18 @@ QUICK = {"num_warmup": 1, "num_repeats": 3}
 SHAPE = {"batch_sizes": (2,), "lengths": (8,)}
 
 
-def write_graph(path, *inputs):
+def write_graph(path, *inputs, shape=("b", "l")):
     """A graph of two logits an example: the sum of what it reads, and that sum again."""
-    nodes = [helper.make_node("Sum", list(inputs), ["all"])] if len(inputs) > 1 else []
-    last = "all" if nodes else inputs[0]
-    nodes += [
-        helper.make_node("Cast", [last], ["floats"], to=TensorProto.FLOAT),
-        helper.make_node("ReduceSum", ["floats", "axes"], ["one"], keepdims=1),
+    nodes = [
+        *(helper.make_node("Cast", [n], [f"{n}_f"], to=TensorProto.FLOAT) for n in inputs),
+        helper.make_node("Sum", [f"{n}_f" for n in inputs], ["all"]),
+        helper.make_node("ReduceSum", ["all", "axes"], ["one"], keepdims=1),
         helper.make_node("Concat", ["one", "one"], ["logits"], axis=1),
     ]
-    if len(inputs) > 1:  # Sum takes no whole numbers
-        nodes = [
-            *(helper.make_node("Cast", [n], [f"{n}_f"], to=TensorProto.FLOAT) for n in inputs),
-            helper.make_node("Sum", [f"{n}_f" for n in inputs], ["floats"]),
-            *nodes[2:],
-        ]
     graph = helper.make_graph(
         nodes,
         "sums",
-        [helper.make_tensor_value_info(n, TensorProto.INT64, ["b", "l"]) for n in inputs],
+        [helper.make_tensor_value_info(n, TensorProto.INT64, shape) for n in inputs],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["b", 2])],
         [helper.make_tensor("axes", TensorProto.INT64, [1], [1])],
     )
@@ -106,6 +99,20 @@ def test_a_graph_that_reads_something_else_is_missing_and_stops_nothing(tmp_path
     assert rows[0].speedup is None  # It is the first that ran.
 
 
+def test_a_graph_of_one_size_is_missing_for_others(tmp_path):
+    graph = write_graph(tmp_path / "model.onnx", "input_ids", shape=(1, 8))
+    rows = compare_runtimes(tiny_model("bert", 1), ("eager", "onnx"), graph=graph, **SHAPE, **QUICK)
+    assert rows[1].missing.startswith("failed: the graph takes no such input")
+    assert rows[0].latency is not None
+
+
+def test_a_file_that_is_no_graph_is_said_by_its_name(tmp_path):
+    graph = tmp_path / "model.onnx"
+    graph.write_bytes(b"no graph")
+    with pytest.raises(ValueError, match=r"graph that ONNX Runtime can run, got .*model\.onnx"):
+        compare_runtimes(tiny_model("bert", 1), ("onnx",), graph=graph, **SHAPE, **QUICK)
+
+
 @pytest.mark.parametrize(
     ("runtime", "reason"),
     [
@@ -150,6 +157,11 @@ def test_a_model_that_fails_is_an_error_and_no_missing_runtime(monkeypatch):
     monkeypatch.setattr(type(model.bert), "forward", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         compare_runtimes(model, ("eager",), **SHAPE, **QUICK)
+
+
+def test_a_model_that_no_graph_can_stand_for_is_missing_with_the_reason():
+    (row,) = compare_runtimes(tiny_model("bert", 1).bert, ("onnx",), **SHAPE, **QUICK)
+    assert "BertModel cannot be exported" in row.missing
 
 
 @pytest.mark.parametrize(
