@@ -29,7 +29,9 @@ class TeacherInputsCollator:
     Example:
         ```python
         collate = TeacherInputsCollator({"": student_tokenizer, "teacher_": teacher_tokenizer})
-        trainer = DistillationTrainer(student, teacher, args, data_collator=collate, ...)
+        trainer = DistillationTrainer(
+            student, teacher, args, data_collator=collate, train_dataset=train
+        )
         ```
 
     Args:

@@ -45,7 +45,9 @@ class TeacherEnsemble(nn.Module):
     Example:
         ```python
         teacher = TeacherEnsemble([bert, roberta], prefixes=["", "roberta_"])
-        trainer = DistillationTrainer(student, teacher, args, data_collator=collate, ...)
+        trainer = DistillationTrainer(
+            student, teacher, args, data_collator=collate, train_dataset=train
+        )
         ```
 
     Args:

@@ -5,32 +5,19 @@ import sys
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from server import TOKEN, Hub
+from loopback import loopback
+from server import TOKEN
 
 from kdnlp.evaluation import plots
-from kdnlp.uploads import send
 
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     """The server; the client of this process asks it, with its token, and waits for nothing."""
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-home" / "token"))
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
-    monkeypatch.setattr(send, "WAITS_SECONDS", (0.0, 0.0))
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    # transformers keeps a client, and with it the address of an earlier test's server.
-    monkeypatch.setattr("transformers.utils.hub._hf_api", None, raising=False)
-    with Hub() as server:
-        template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    with loopback(monkeypatch, tmp_path) as server:
         yield server
 
 
