@@ -215,7 +215,8 @@ def test_int8_by_torchao_loads_with_transformers_alone(model_folder, tmp_path):
     facts = read(tmp_path / "x")
     weights = load_file(tmp_path / "x" / "model.safetensors")
     assert sum(tensor.dtype == torch.int8 for tensor in weights.values()) >= 12
-    assert facts["size_mb"]["export"] < facts["size_mb"]["original"]
+    # The header of so small a file is larger than what it saves.
+    assert sum(t.nbytes for t in weights.values()) / 1e6 < 0.9 * facts["size_mb"]["original"]
     assert facts["gate"]["largest_difference"] > 0
     assert "torchao" in facts["versions"]
 
