@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,13 +38,23 @@ def main(command: str, argv: Sequence[str]) -> None:
             console.print("Nothing was sent: --dry_run.")
             return
         hub()
+        repo_id = claim_repo(options.repo_id, private=options.private or None)
+        card = for_repo(card, repo_id)
         if str(card) != (folder / CARD).read_text(encoding="utf-8"):
             replace_text(folder / CARD, str(card))
-        repo_id = claim_repo(options.repo_id, private=options.private or None)
         commit = send(folder, files, repo_id, options.commit_message, revision=options.revision)
     except (ValueError, OSError) as error:
         sys.exit(f"kdnlp {command}: {error}")
     console.print(f"{commit.repo_url}\ncommit {commit.oid}", soft_wrap=True)
+
+
+def for_repo(card: ModelCard, repo_id: str) -> ModelCard:
+    """The card with the repository's name where it shows how to load the model.
+
+    >>> for_repo(ModelCard('model = AutoModel.from_pretrained("out")'), "me/small").text
+    'model = AutoModel.from_pretrained("me/small")'
+    """
+    return ModelCard(re.sub(r'(\.from_pretrained\()"[^"]*"', rf'\1"{repo_id}"', str(card)))
 
 
 def _parser(command: str) -> argparse.ArgumentParser:

@@ -3,7 +3,6 @@
 Measured by torch's profiler with a named range around every module of `find_parts`.
 """
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -78,8 +77,6 @@ def measure_module_time(
     Raises:
         ValueError: as `find_layers`, if the model has no stack of blocks.
     """
-    # Else every profiled pass prints lines from below Python.
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     on_device = model.device.type != "cpu"
     activities = [ProfilerActivity.CPU]
     if on_device:
