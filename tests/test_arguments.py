@@ -289,7 +289,7 @@ def test_a_weight_for_no_loss_is_not_ignored(argument, distillation):
     args.check_loss_names([*NAMES, "hiden"])
 
 
-@pytest.mark.parametrize("weights", [{}, "task=0", {"task": 0, "logits": 0.0}])
+@pytest.mark.parametrize("weights", ["task=0", {"task": 0, "logits": 0.0}])
 def test_weights_of_zero_train_nothing_and_are_refused(weights, distillation):
     with pytest.raises(ValueError, match="no weight to any of task, logits"):
         distillation(loss_weights=weights).check_loss_names(NAMES)
@@ -488,3 +488,10 @@ def test_what_loggers_and_pickles_take_of_the_arguments_holds_no_token(cls, tmp_
     for view in [*views, pickle.dumps(args), copy.deepcopy(args).hub_token]:
         assert "hf_Secret" not in str(view)
     assert args.for_baseline(str(tmp_path / "baseline")).hub_token is None
+
+
+@pytest.mark.parametrize("name", ["loss_weights", "final_loss_weights"])
+def test_weights_that_name_no_loss_are_refused_and_not_taken_for_the_default(name, distillation):
+    given = {"loss_weights": "task=1", name: {}}
+    with pytest.raises(ValueError, match=f"{name} must name at least one loss"):
+        distillation(**given)

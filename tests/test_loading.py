@@ -187,14 +187,19 @@ def calls(path):
 
 
 def test_nothing_in_the_package_reads_what_could_run():
-    """A new reader has to go through kdnlp.loading, or say that it takes no pickles."""
+    """A new reader has to go through kdnlp.loading, or say that it takes no pickles.
+
+    What runs where kdnlp cannot be imported says so by itself.
+    """
     found = {}
     for path in Path(kdnlp.__file__).parent.rglob("*.py"):
         for name, call in calls(path):
             base, _, method = name.rpartition(".")
             options = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
             found.setdefault(name, []).append(path.name)
-            if path.name != "loading.py":
+            if path.name == "fresh_process.py" and "AutoTokenizer" not in name:
+                assert method != "from_pretrained" or options["use_safetensors"] == "True"
+            elif path.name not in ("loading.py", "fresh_process.py"):
                 assert method not in FORBIDDEN, (path, name)
             assert base not in ("pickle", "joblib", "dill", "marshal", "shelve"), (path, name)
             assert name not in ("yaml.load", "yaml.load_all", "pandas.read_pickle"), (path, name)

@@ -16,7 +16,8 @@ def parse_weights(value: dict[str, float] | str | None, argument: str) -> dict[s
     {'task': 0.5, 'logits': 2.0}
 
     Raises:
-        ValueError: if the text does not parse or a weight is negative or not finite.
+        ValueError: if the text does not parse, names no loss, or a weight is negative or not
+            finite.
     """
     if value is None:
         return None
@@ -26,6 +27,11 @@ def parse_weights(value: dict[str, float] | str | None, argument: str) -> dict[s
         raise ValueError(
             f"{argument} must read like task=0.5,logits=0.5 or be JSON, got {value!r}."
         ) from error
+    if not weights:
+        raise ValueError(
+            f"{argument} must name at least one loss, got none. Nothing would train; leave it out "
+            "for its default."
+        )
     for name, weight in weights.items():
         if not 0.0 <= weight < float("inf"):
             raise ValueError(

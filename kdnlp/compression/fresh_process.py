@@ -46,7 +46,7 @@ def run_model(job: dict[str, Any]) -> dict[str, Any]:
 
     torch.set_num_threads(job["threads"])
     model, info = getattr(transformers, job["auto_class"]).from_pretrained(
-        job["folder"], output_loading_info=True, local_files_only=True
+        job["folder"], output_loading_info=True, local_files_only=True, use_safetensors=True
     )
     batch = {name: torch.tensor(value) for name, value in job["batch"].items()}
     with torch.no_grad():
