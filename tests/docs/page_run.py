@@ -104,6 +104,7 @@ class PageRun:
             env=environment,
             cwd=self.folder,
             start_new_session=True,
+            stdin=subprocess.DEVNULL,
         )
         threading.Thread(target=_tell_when_it_ends, args=(shell, asked), daemon=True).start()
         try:

@@ -18,6 +18,7 @@ from code_blocks import ROOT
 from transformers import BertModel
 
 from kdnlp.cli import main
+from kdnlp.data.glue import GLUE_TASKS
 from kdnlp.data.synthetic import build_config, build_tokenizer, generate
 from kdnlp.evaluation import plots
 from kdnlp.profiling.latency import measure_latency
@@ -56,7 +57,8 @@ def save_glue(folder):
     """The tasks in the Hub's layout, with the card that names their files."""
     for task, generated in TASKS.items():
         rows = generate(generated, num_train=ROWS["train"], num_validation=ROWS["validation"])
-        for split, part in rows.items():
+        labels = datasets.ClassLabel(names=[*GLUE_TASKS[task].label_names])
+        for split, part in rows.cast_column("label", labels).items():
             (folder / task).mkdir(parents=True, exist_ok=True)
             part.to_parquet(folder / task / f"{split}.parquet")
     configs = "".join(_CONFIG.format(task=task) for task in TASKS)

@@ -31,6 +31,8 @@ NOT_RUN = {
 }
 """The beginning of each block that is not run, and why."""
 
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+
 SHOWN = {"text": "commands/", "bibtex": "methods/losses/"}
 """Languages of blocks that are output or a citation, and the only pages where they may stand."""
 
@@ -109,6 +111,8 @@ def test_what_is_not_run_is_still_there_and_short():
         blocks = [block for block in all_blocks()[page] if block.text.startswith(start)]
         assert len(blocks) == 1, f"{page} has {len(blocks)} blocks that start with {start!r}"
         assert len(blocks[0].text.splitlines()) <= 3
+        made = set(re.findall(r"^make (\w+)", blocks[0].text, re.MULTILINE))
+        assert made <= set(re.findall(r"^(\w+):", MAKEFILE, re.MULTILINE))
 
 
 def test_no_block_escapes_by_its_fence():
