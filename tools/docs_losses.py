@@ -102,7 +102,7 @@ def loss_page(name: str) -> str:
     return _PAGE.format(
         name=name,
         idea=idea,
-        facts=table(("", ""), _facts(name, loss)),
+        facts=table(("class", f"[`{loss.__name__}`][kdnlp.{loss.__name__}]"), _facts(name, loss)),
         formulas=_formulas(loss, text),
         when=when,
         values=_values(loss),
@@ -117,7 +117,6 @@ def loss_page(name: str) -> str:
 def _facts(name: str, loss: type[DistillationLoss]) -> list[tuple[str, str]]:
     reads = ", ".join(f"`{field}`" for field in sorted(loss().needs))
     return [
-        ("class", f"[`{loss.__name__}`][kdnlp.{loss.__name__}]"),
         ("paper", cite(loss.citation)),
         ("reads", reads if loss.needs_teacher else f"{reads} of the student; needs no teacher"),
         ("a mean over", _UNITS[loss.unit]),
