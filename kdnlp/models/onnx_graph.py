@@ -101,7 +101,7 @@ def quantize_onnx(source: Path, target: Path) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     size = sum(path.stat().st_size for path in source.parent.glob(f"{source.name}*"))
-    with _without_advice():
+    with _quiet():
         quantize_dynamic(
             os.fspath(source),
             os.fspath(target),
@@ -136,6 +136,10 @@ class OnnxModel:
     Args:
         path: the file.
         threads: of one operation; `None` leaves it to the runtime.
+
+    Raises:
+        ImportError: if the packages of the extra `onnx` are missing.
+        ValueError: if ONNX Runtime cannot run the file.
     """
 
     def __init__(self, path: str | os.PathLike[str], threads: int | None = None) -> None:
@@ -146,9 +150,15 @@ class OnnxModel:
         options.log_severity_level = 3  # errors alone
         if threads is not None:
             options.intra_op_num_threads = threads
-        self.session = onnxruntime.InferenceSession(
-            os.fspath(path), options, providers=["CPUExecutionProvider"]
-        )
+        try:
+            self.session = onnxruntime.InferenceSession(
+                os.fspath(path), options, providers=["CPUExecutionProvider"]
+            )
+        except onnx_errors() as error:
+            raise ValueError(
+                f"Expected a graph that ONNX Runtime can run, got {os.fspath(path)}: {error}. "
+                "Export the model again, or move the file away."
+            ) from error
         self.inputs = [value.name for value in self.session.get_inputs()]
         self.outputs = [value.name for value in self.session.get_outputs()]
 
@@ -161,8 +171,15 @@ class OnnxModel:
                 f"{', '.join(missing)} there is nothing to compute. Tokenise with the tokenizer "
                 "that lies beside the graph."
             )
-        feed = {name: np.asarray(batch[name]).astype(np.int64) for name in self.inputs}
+        feed = {name: np.asarray(batch[name], np.int64) for name in self.inputs}
         return dict(zip(self.outputs, self.session.run(self.outputs, feed), strict=True))
+
+
+def onnx_errors() -> tuple[type[Exception], ...]:
+    """What ONNX Runtime raises for graphs and inputs; its errors have no class in common."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    return state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf
 
 
 def logits_names(model: PreTrainedModel) -> tuple[str, ...]:
@@ -226,25 +243,18 @@ def _example(model: PreTrainedModel, inputs: Sequence[str]) -> tuple[torch.Tenso
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Leave out what the exporter says of itself: deprecations, packages that it can do without."""
-    exporter = logging.getLogger("torch.onnx")
-    level = exporter.level
-    exporter.setLevel(logging.ERROR)
+    """Leave out what exporter and quantizer say of themselves: deprecations, advice, packages.
+
+    The quantizer gives its advice to the root logger.
+    """
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", None)]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        exporter.setLevel(level)
-
-
-@contextmanager
-def _without_advice() -> Iterator[None]:
-    """Leave out the advice, to the root logger, to process the graph first: the exporter has."""
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        root.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity
 from transformers import PreTrainedModel
 
 from kdnlp.profiling.placed import synchronize
+from kdnlp.profiling.quiet_profiler import quiet_profile
 from kdnlp.profiling.size import BYTES_PER_MB
 
 _CPU = 0
@@ -71,7 +72,7 @@ def _peak_on_gpu(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> 
 
 
 def _peak_on_cpu(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> int:
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with quiet_profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         model(**inputs)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "trace.json")
@@ -90,11 +91,11 @@ def peak_of_trace(trace: Mapping[str, Any]) -> int:
         if event.get("name") == "[memory]" and event["args"]["Device Type"] == _CPU
     ]
     sizes: dict[int, int] = {}
-    peak = 0
+    held = peak = 0
     for _, change in sorted(changes, key=lambda change: change[0]):
+        held -= sizes.pop(change["Addr"], 0)
         if change["Bytes"] > 0:
+            held += change["Bytes"]
             sizes[change["Addr"]] = change["Bytes"]
-            peak = max(peak, sum(sizes.values()))
-        else:
-            sizes.pop(change["Addr"], None)
+            peak = max(peak, held)
     return peak

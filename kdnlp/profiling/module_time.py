@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.profiler import ProfilerActivity, profile, record_function
+from torch.profiler import ProfilerActivity, record_function
 from transformers import PreTrainedModel
 
 from kdnlp.profiling.parts import OTHER, OVERHEAD, PARTS, find_parts
 from kdnlp.profiling.placed import synchronize
+from kdnlp.profiling.quiet_profiler import quiet_profile
 
 PASSES = 5
 
@@ -84,7 +85,7 @@ def measure_module_time(
     with ranges(find_parts(model)), torch.inference_mode():
         model(**inputs)
         synchronize(model.device)
-        with profile(activities=activities) as profiler:
+        with quiet_profile(activities=activities) as profiler:
             if not on_device:
                 _run_smallest()
             for _ in range(max(1, min(num_passes, int(_MAX_MS / p50_ms)))):

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from kdnlp.models.onnx_graph import OnnxModel, onnx_errors
+
 _TOKEN_TYPES = "token_type_ids"
 
 
@@ -19,24 +21,11 @@ class OnnxSession:
         path: the `.onnx` file; its weights may lie beside it.
 
     Raises:
-        ValueError: if the file is no graph that ONNX Runtime can run.
+        ValueError: as `OnnxModel`, if the file cannot be run.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        try:
-            self._session = onnxruntime.InferenceSession(
-                os.fspath(path), options, providers=["CPUExecutionProvider"]
-            )
-        except _onnx_errors() as error:
-            raise ValueError(
-                f"Expected a graph that ONNX Runtime can run, got {os.fspath(path)}: {error}. "
-                "Export the model again, or move the file away."
-            ) from error
-        self._inputs = [node.name for node in self._session.get_inputs()]
+        self._graph = OnnxModel(path, threads=torch.get_num_threads())
 
     def __call__(self, **inputs: torch.Tensor) -> Sequence[np.ndarray]:
         """All outputs of the graph, in its order.
@@ -45,19 +34,10 @@ class OnnxSession:
             RuntimeError: if the graph reads what is not there, or takes no input of this shape.
         """
         given = {_TOKEN_TYPES: torch.zeros_like(inputs["input_ids"]), **inputs}
-        absent = sorted(set(self._inputs) - set(given))
+        absent = sorted(set(self._graph.inputs) - set(given))
         if absent:
             raise RuntimeError(f"the graph reads {', '.join(absent)}, which the model is not given")
-        feed = {name: given[name].numpy() for name in self._inputs}
         try:
-            outputs: Sequence[np.ndarray] = self._session.run(None, feed)
-        except _onnx_errors() as error:
+            return list(self._graph(given).values())
+        except onnx_errors() as error:
             raise RuntimeError(f"the graph takes no such input: {error}") from error
-        return outputs
-
-
-def _onnx_errors() -> tuple[type[Exception], ...]:
-    """What ONNX Runtime raises for graphs and inputs; its errors have no class in common."""
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
-    return state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf

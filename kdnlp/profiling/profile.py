@@ -229,21 +229,11 @@ def profile_models(
                 compared = _compared(measured, times, max_disagreement)
                 for name, cell in compared.items():
                     cells[name].append(cell)
-    return Profile(
-        models=tuple(
-            ModelProfile(
-                name=name,
-                architecture=type(model).__name__,
-                num_layers=len(model_blocks(model)),
-                parameters=count_parts(model),
-                size_mb=size_mb[name],
-                disk_size_mb=on_disk.get(name),
-                cells=tuple(cells[name]),
-            )
-            for name, model in models.items()
-        ),
-        setting=describe_profile(models, target, dtype),
+    profiles = (
+        _model_profile(name, model, size_mb[name], on_disk.get(name), cells[name])
+        for name, model in models.items()
     )
+    return Profile(models=tuple(profiles), setting=describe_profile(models, target, dtype))
 
 
 def profile_model(model: PreTrainedModel, name: str = "model", **options: Any) -> ModelProfile:
@@ -257,6 +247,24 @@ def profile_model(model: PreTrainedModel, name: str = "model", **options: Any) -
         ```
     """
     return profile_models({name: model}, **options).reference
+
+
+def _model_profile(
+    name: str,
+    model: PreTrainedModel,
+    size_mb: float,
+    disk_size_mb: float | None,
+    cells: Sequence[ProfileCell],
+) -> ModelProfile:
+    return ModelProfile(
+        name=name,
+        architecture=type(model).__name__,
+        num_layers=len(model_blocks(model)),
+        parameters=count_parts(model),
+        size_mb=size_mb,
+        disk_size_mb=disk_size_mb,
+        cells=tuple(cells),
+    )
 
 
 def _cell(

@@ -7,7 +7,13 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from kdnlp.losses import AttentionLoss
-from kdnlp.models.capture import RECORDED_ATTENTION, Capture, LayerOutputs, combine_layers
+from kdnlp.models.capture import (
+    RECORDED_ATTENTION,
+    Capture,
+    LayerOutputs,
+    combine_layers,
+    hooks_noticed,
+)
 from kdnlp.models.layers import find_layers
 from kdnlp.models.student import build_student
 from kdnlp.models.theseus import attach, detach
@@ -214,3 +220,19 @@ def test_a_fused_map_that_is_no_three_thirds_is_not_cut_in_thirds():
     with pytest.raises(ValueError, match="No queries found in GPTBigCodeBlock"):
         Capture(model, {"queries": [1]})
     assert not [m for m in model.modules() if m._forward_hooks]
+
+
+# Dynamo looks at `.grad` of every tensor it sees, and warns of what it uses itself.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor", "ignore::DeprecationWarning")
+def test_code_compiled_for_a_model_without_hooks_keeps_what_another_one_is_asked_for():
+    (plain, batch, _), (watched, _, _) = (model_and_batch("bert", **NO_DROPOUT) for _ in range(2))
+    try:
+        with hooks_noticed(), torch.no_grad():
+            torch.compile(plain, backend="eager")(**batch)
+            capture = Capture(watched, {"hidden_states": [2]})
+            with capture as tensors:
+                torch.compile(watched, backend="eager")(**batch)
+            capture.remove()
+    finally:
+        torch._dynamo.reset()
+    assert tensors["hidden_states"].keys() == {2}
