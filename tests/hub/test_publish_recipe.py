@@ -44,6 +44,6 @@ def test_a_run_is_measured_exported_reported_pushed_and_loaded_back(hub, elsewhe
     assert not [name for name in sent if name.endswith((".pt", ".bin")) or name.startswith("_")]
     for folder, file in (
         ("run-profile", "profile.json"), ("run-onnx-int8", "model.onnx"),
-        ("run-report", "report.html"), ("run-from-hub", "model.safetensors"),
+        ("run-report", "comparison.html"), ("run-from-hub", "model.safetensors"),
     ):  # fmt: skip
         assert (tmp_path / folder / file).is_file(), folder
