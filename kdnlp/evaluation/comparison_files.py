@@ -80,7 +80,7 @@ def comparison_test_rows(tests: Sequence[ComparisonTest]) -> list[tuple[str, ...
             test.task,
             test.model,
             test.against,
-            ", ".join(map(str, test.seeds)),
+            ", ".join(MISSING if seed is None else str(seed) for seed in test.seeds),
             _spread(test.differences, 100, "+.1f"),
             _bounds(test.over_seeds),
             _bounds(test.over_rows),

@@ -1,6 +1,7 @@
 """How a model came about, as plain values for the report and the card."""
 
 import platform
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -74,6 +75,26 @@ def describe_run(trainer: CompressionTrainer, task: Task, **more: Any) -> dict[s
         },
         **more,
     }
+
+
+def hub_source(origin: Mapping[str, Any]) -> str | None:
+    """What a model comes from on the Hub, with the revision where it is known.
+
+    Models of several seeds, each in a folder of its own, have this in common.
+
+    Args:
+        origin: what `kdnlp.hub.origin.describe_origin` told, or a run that it went into.
+
+    Returns:
+        `None` where nothing on the Hub is known.
+
+    >>> hub_source({"base_model": "seed-1", "base_model_from": ["google-bert/bert-base-uncased"]})
+    'google-bert/bert-base-uncased'
+    """
+    if not origin.get("base_model_on_hub"):
+        return ", ".join(origin.get("base_model_from", ())) or None
+    revision = origin.get("base_model_revision")
+    return f"{origin['base_model']}@{revision}" if revision else str(origin["base_model"])
 
 
 def _positive_class(task: Task) -> str | None:
