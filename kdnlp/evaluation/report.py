@@ -135,7 +135,8 @@ class CompressionReport:
             sequence_length: tokens per example for FLOPs and latency; the default is the task's.
             batch_sizes: batch sizes of the latencies.
             max_seconds: what measuring the latencies may take, roughly.
-            run: what else the report should say, as plain values.
+            run: what else the report should say, as plain values. By `method` and `seed` among
+                them `kdnlp report` tells several runs apart.
             stack: `"encoder"` or `"decoder"`, for models that have both.
             device: where the latencies are measured; `None` is where the first model lies.
             history: what the trainer logged, `trainer.state.log_history`.

@@ -9,7 +9,12 @@ from test_report import account, small_report
 
 from kdnlp.evaluation.against import judge
 from kdnlp.evaluation.comparison import compare
-from kdnlp.evaluation.comparison_files import comparison_rows, save_comparison
+from kdnlp.evaluation.comparison_files import (
+    comparison_rows,
+    comparison_test_rows,
+    save_comparison,
+)
+from kdnlp.evaluation.report import CompressionReport
 
 
 def run(method, seed, scores, layers=2):
@@ -167,6 +172,27 @@ def test_one_seed_that_gave_two_scores_is_refused():
     twice = [run("theseus", 1, (0.8, 0.76)), run("theseus", 1, (0.8, 0.60))]
     with pytest.raises(ValueError, match=r"seed 1 whose successor scored 76\.0% and 60\.0%"):
         compare(twice)
+
+
+def test_a_report_that_tells_nothing_of_its_run_is_compared():
+    bare = CompressionReport.from_dict(small_report(run={}).to_dict())
+    rows = compare([bare, RUNS[0], bare])
+    assert [(row.model, row.seeds) for row in rows] == [
+        ("predecessor", (None,)),
+        ("successor", (None,)),
+        ("successor (theseus)", (1,)),
+        ("baseline", (1,)),
+    ]
+    tests = judge(rows, against="predecessor")
+    assert comparison_test_rows(tests)[0][:4] == ("t", "successor", "predecessor", "-")
+    # Two that tell no seed are no pair.
+    assert judge(compare([bare, replace(RUNS[2], run={"method": "distillation"})])) == []
+
+
+def test_two_reports_that_nothing_tells_apart_are_told_what_they_lack():
+    bare = [replace(run("theseus", 1, (0.8, score)), run={}) for score in (0.76, 0.60)]
+    with pytest.raises(ValueError, match=r"with no seed whose .* that says method and seed"):
+        compare(bare)
 
 
 def test_baselines_of_one_seed_that_differ_stay_with_their_own_runs():
