@@ -4,6 +4,7 @@ Runs are pooled where no setting that they record differs but the seed; those th
 """
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -141,7 +142,8 @@ def _repeated(group: _Group) -> list[Member] | None:
     seen: dict[Any, Member] = {}
     for report, name in group.members:
         first, _ = seen.setdefault(report.run.get("seed"), (report, name))
-        if not is_original(report, name) and first[name].score != report[name].score:
+        alike = _identity(first, name) == _identity(report, name)
+        if not is_original(report, name) and not alike:
             return [(first, name), (report, name)]
     return None
 
@@ -257,11 +259,12 @@ def _figure(
     return tuple(float(np.mean(own)) for own in values)  # type: ignore[arg-type]
 
 
-def _identity(report: CompressionReport, name: str) -> tuple[Any, float]:
+def _identity(report: CompressionReport, name: str) -> tuple[Any, float | None]:
     """Equal for one model that two reports hold; the seed of a run is not its original's."""
-    run = report.run
+    run, score = report.run, report[name].score
     which = run.get("base_model") if is_original(report, name) else run.get("seed")
-    return which, report[name].score
+    # NaN equals nothing, not even itself.
+    return which, None if math.isnan(score) else score
 
 
 def _mean_speedups(ratios: list[dict[str, float]]) -> dict[str, float]:

@@ -1,6 +1,5 @@
 """A comparison of runs for people and programs: the terminal, markdown, JSON, a page, plots."""
 
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from rich.table import Table
 from kdnlp.evaluation.against import Bounds, ComparisonTest
 from kdnlp.evaluation.comparison import ComparisonRow
 from kdnlp.evaluation.html import PageTable, page_html, read_plots
+from kdnlp.evaluation.json_text import json_text
 from kdnlp.evaluation.plots import draw_scores, save_figure
 from kdnlp.evaluation.rows import MISSING, p_value
 from kdnlp.evaluation.significance import RESAMPLES, SEED
@@ -107,8 +107,10 @@ def save_comparison(
 ) -> None:
     """Write `comparison.md`, `.json`, `.html`, `.png` and `.svg` into `folder`, each whole.
 
-    Of several tasks there is a plot each, `comparison-<task>.png` and `.svg`.
+    In the JSON a number that is not finite is `null`. Of several tasks there is a plot each,
+    `comparison-<task>.png` and `.svg`.
     """
+    text = json_text([_plain(row, tests) for row in rows])
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     titles = {}
@@ -122,8 +124,7 @@ def save_comparison(
     replace_text(target / "comparison.md", _markdown(tables, titles))
     page = page_html(TITLE, tables, read_plots(titles, target), ())
     replace_text(target / "comparison.html", page)
-    text = json.dumps([_plain(row, tests) for row in rows], indent=2, allow_nan=False)
-    replace_text(target / "comparison.json", f"{text}\n")
+    replace_text(target / "comparison.json", text)
 
 
 def _plain(row: ComparisonRow, tests: Sequence[ComparisonTest]) -> dict[str, Any]:

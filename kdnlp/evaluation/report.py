@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from kdnlp.data.task import Task
 from kdnlp.evaluation.fidelity import Fidelity, compare_answers
+from kdnlp.evaluation.json_text import json_text, not_a_number
 from kdnlp.evaluation.kept import (
     PREDICTIONS_FILE,
     Predictions,
@@ -214,19 +215,15 @@ class CompressionReport:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "CompressionReport":
         """The report that `to_dict` described; what an earlier version left out is empty."""
-        models = [
-            ModelAccount(**{**m, "latency": tuple(LatencyRow(**row) for row in m["latency"])})
-            for m in values["models"]
-        ]
         return cls(
             task=values["task"],
             metric_names=tuple(values["metric_names"]),
-            models=tuple(models),
+            models=tuple(_account_from(model) for model in values["models"]),
             setting=LatencySetting(**values["setting"]),
             run=dict(values["run"]),
-            tests=tuple(PairedTest(**test) for test in values.get("tests", ())),
+            tests=tuple(_test_from(test) for test in values.get("tests", ())),
             absent=dict(values.get("absent", {})),
-            module_ms=dict(values.get("module_ms", {})),
+            module_ms=not_a_number(values.get("module_ms", {})),
         )
 
     def save(self, folder: str | os.PathLike[str]) -> None:
@@ -234,26 +231,30 @@ class CompressionReport:
 
         `report.md` and `report.html`, with the plots as PNG and SVG; `report.json`, `history.json`
         and the predictions. Each file appears under its name once it is whole, `report.json` last;
-        those of an earlier report for which there is nothing now are removed.
+        those of an earlier report for which there is nothing now are removed. In the JSON a number
+        that is not finite is `null`.
         """
         from kdnlp.evaluation.html import report_html
         from kdnlp.evaluation.plots import save_plots
         from kdnlp.evaluation.tables import report_markdown
 
+        # What cannot be written must fail before the first file of an earlier report is replaced.
+        text, history, markdown = json_text(self.to_dict()), self.history, report_markdown(self)
+        entries = json_text(history)
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         save_plots(self, target)
-        replace_text(target / REPORT_MARKDOWN, report_markdown(self))
+        replace_text(target / REPORT_MARKDOWN, markdown)
         replace_text(target / REPORT_HTML, report_html(self, target))
-        if self.history:
-            replace_text(target / HISTORY_JSON, _json(self.history))
+        if history:
+            replace_text(target / HISTORY_JSON, entries)
         else:
             (target / HISTORY_JSON).unlink(missing_ok=True)
         if self.predictions:
             save_predictions(self.predictions, target / PREDICTIONS_FILE)
         else:
             (target / PREDICTIONS_FILE).unlink(missing_ok=True)
-        replace_text(target / REPORT_JSON, _json(self.to_dict()))
+        replace_text(target / REPORT_JSON, text)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> "CompressionReport":
@@ -315,9 +316,17 @@ def _finite(entry: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _json(values: Any) -> str:
-    # NaN is no JSON: readers in other languages would refuse the file.
-    return f"{json.dumps(values, indent=2, allow_nan=False)}\n"
+def _account_from(values: Mapping[str, Any]) -> ModelAccount:
+    measured = ("metrics", "behaviour", "classes")
+    numbers = {name: not_a_number(values[name]) for name in measured if name in values}
+    latency = tuple(LatencyRow(**row) for row in values["latency"])
+    return ModelAccount(**{**values, **numbers, "latency": latency})
+
+
+def _test_from(values: Mapping[str, Any]) -> PairedTest:
+    # Of McNemar's numbers `None` says that there are none.
+    measured = ("difference", "low", "high", "p_bootstrap")
+    return PairedTest(**{**values, **{name: not_a_number(values[name]) for name in measured}})
 
 
 def _ratio(before: float, after: float) -> float:

@@ -233,6 +233,14 @@ def test_the_files_hold_the_printed_numbers(tmp_path):
     assert saved[0]["scores"] == [0.8, 0.9]
 
 
+def test_a_score_that_is_no_number_is_counted_once_and_costs_no_file(tmp_path):
+    run_without = run("theseus", 1, (0.8, float("nan")))
+    rows = compare([run_without, replace(run_without)])
+    assert [row.seeds for row in rows] == [(1,), (1,)]
+    save_comparison(rows, tmp_path)
+    assert json.loads((tmp_path / "comparison.json").read_text())[1]["scores"] == [None]
+
+
 def behaving(report, agreement, error):
     figures = {"validation": {"rows": 9, "agreement": agreement, "calibration_error": error}}
     models = [

@@ -180,6 +180,35 @@ def test_a_saved_report_is_read_back_whole(tmp_path):
     }  # fmt: skip
 
 
+def test_a_number_that_is_not_finite_costs_no_file(tmp_path):
+    values = {**metrics(math.nan)["validation"], "loss": math.inf}
+    models = (
+        account("predecessor", 0.8, 10.0),
+        replace(account("successor", 0, 4.0, 50, 2), metrics={"validation": values}),
+        account("baseline", 0.7, 4.0, 0),  # without FLOPs: an infinite ratio
+    )
+    tests = (PairedTest("successor", "baseline", *[math.nan] * 4, 1, 2, None, 9, 2, 0),)
+    history = ({"step": 1, "loss": math.nan},)
+    small_report(models=models, tests=tests, history=history).save(tmp_path)
+    saved = json.loads((tmp_path / "report.json").read_text())
+    assert saved["models"][1]["metrics"]["validation"]["loss"] is None
+    read = CompressionReport.load(tmp_path)
+    assert math.isnan(read["successor"].score)
+    assert math.isnan(read["successor"].metrics["validation"]["loss"])
+    assert math.isnan(read.tests[0].p_bootstrap)
+    assert read.tests[0].p_mcnemar is None
+    assert read["baseline"].score == pytest.approx(0.7)
+    assert "| accuracy, % | 80.0 | nan | 70.0 |" in report_markdown(read)
+
+
+def test_what_is_no_json_fails_before_a_file_of_an_earlier_report_is_replaced(tmp_path):
+    small_report().save(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        small_report(task="other", run={"seed": 3, "folder": tmp_path}).save(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_the_plot_is_a_picture_of_readable_size(tmp_path):
     small_report().save(tmp_path)
     with Image.open(tmp_path / "report.png") as picture:
