@@ -10,7 +10,7 @@ from jinja2 import Environment, StrictUndefined
 from kdnlp.evaluation.plots import drawable
 from kdnlp.evaluation.report import CompressionReport
 from kdnlp.evaluation.rows import absent_lines, class_note, class_rows, rows_of
-from kdnlp.evaluation.tables import setting_line
+from kdnlp.evaluation.tables import lines_below
 
 TEMPLATE = Path(__file__).with_name("page_template.html")
 
@@ -72,7 +72,7 @@ def report_html(report: CompressionReport, folder: Path) -> str:
             ("", *names),
             [(row.label, *row.cells) for row in rows],
             [row.how for row in rows],
-            setting_line(report),
+            " ".join(lines_below(report)),
         )
     ]
     tables += [

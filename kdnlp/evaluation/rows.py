@@ -1,6 +1,6 @@
 """The rows of a report: a label, a cell for every model, and how the figures were measured."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 from kdnlp.evaluation.behaviour import CALIBRATION_BINS
@@ -261,6 +261,7 @@ def _costs(report: CompressionReport) -> Iterator[ReportRow]:
 
 def _latencies(report: CompressionReport) -> Iterator[ReportRow]:
     setting = report.setting
+    flagged = {(name, row.batch_size) for name, row, a in report.agreements() if a.disagrees}
     threads = "1 thread" if setting.threads == 1 else f"{setting.threads} threads"
     for position, latency in enumerate(report.original.latency):
         repeats = min(model.latency[position].repeats for model in report.models)
@@ -270,23 +271,42 @@ def _latencies(report: CompressionReport) -> Iterator[ReportRow]:
                 report,
                 f"latency_batch_{latency.batch_size}",
                 lambda m, at=position: _latency(m, at),  # type: ignore[misc]
+                {name for name, size in flagged if size == latency.batch_size},
             ),
             f"Median and 95th percentile of at least {repeats} forward passes after warm-up, the "
             f"models taking turns, {setting.sequence_length} tokens without padding, on "
             f"{setting.device}, {threads}, {setting.dtype}, {setting.attention} attention. No "
-            f"percentile of fewer than {MIN_REPEATS_P95} passes.",
+            f"percentile of fewer than {MIN_REPEATS_P95} passes.{_rounds(report, position)}",
         )
 
 
-def _with_ratio(
-    report: CompressionReport, quantity: str, value: Callable[[ModelAccount], str]
-) -> tuple[str, ...]:
-    return tuple(
-        value(model)
-        if model is report.original
-        else f"{value(model)} ({report.ratios(model.name)[quantity]:.2f}x)"
+def _rounds(report: CompressionReport, position: int) -> str:
+    """How the speed-ups were measured, with their intervals."""
+    found = [
+        f"{model.name} {speedup.low:.2f} to {speedup.high:.2f} ({speedup.confidence:.0%})"
         for model in report.models
+        if (speedup := model.latency[position].speedup) is not None
+    ]
+    if not found:
+        return ""
+    return (
+        f" Times faster: the median over rounds of the {report.original.name}'s time over the "
+        f"model's; intervals by bootstrap over the rounds: {', '.join(found)}. With a !: not what "
+        "the FLOPs promise."
     )
+
+
+def _with_ratio(
+    report: CompressionReport,
+    quantity: str,
+    value: Callable[[ModelAccount], str],
+    flagged: Collection[str] = (),
+) -> tuple[str, ...]:
+    cells = []
+    for model in report.models:
+        ratio = f"{report.ratios(model.name)[quantity]:.2f}x{' !' * (model.name in flagged)}"
+        cells.append(value(model) if model is report.original else f"{value(model)} ({ratio})")
+    return tuple(cells)
 
 
 def _of_split(report: CompressionReport, split: str) -> str:

@@ -11,6 +11,7 @@ from kdnlp.data.task import Task
 from kdnlp.evaluation.report import CompressionReport
 from kdnlp.hub.card import build_card
 from kdnlp.hub.publish import publish_results
+from kdnlp.profiling.speedup import Speedup
 from kdnlp.uploads.card_check import check_card
 
 TASK = Task("own", ("text",), ("no", "yes"), ("accuracy",), max_length=8)
@@ -37,6 +38,17 @@ def publish(row, folder, task=TASK, base_model="org/base", **overrides):
     }
     report = publish_results(trainer, models, metrics, task, base_model, max_seconds=0.1)
     return trainer, report, ModelCard.load(folder / "README.md")
+
+
+def test_the_card_points_out_a_speed_up_that_the_flops_do_not_explain(tmp_path):
+    _, report, _ = publish("theseus", tmp_path)
+    slow = Speedup(0.5, 0.49, 0.51, 0.95, 30)
+    first, second = report.models
+    rows = tuple(replace(row, speedup=slow) for row in second.latency)
+    flagged = replace(report, models=(first, replace(second, latency=rows)))
+    text = build_card(flagged, "successor", "me/small").text
+    assert "FLOPs and latency disagree: successor, batch 1, 8 tokens: " in text
+    assert "fewer FLOPs, 0.50x faster; it misses what they promise by" in text
 
 
 def test_the_card_beside_the_model_has_metadata_that_the_hub_accepts(tmp_path):
