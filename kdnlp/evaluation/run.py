@@ -59,6 +59,7 @@ def describe_run(trainer: CompressionTrainer, task: Task, **more: Any) -> dict[s
         "device": args.device.type,
         "seed": args.seed,
         "selected_on": args.metric_for_best_model if args.load_best_model_at_end else None,
+        "selected_on_split": _selected_on_split(trainer, task),
         "task_kind": task.kind,
         "remote_code": has_own_code(trainer.student),
         "text_columns": list(task.text_columns),
@@ -95,6 +96,15 @@ def hub_source(origin: Mapping[str, Any]) -> str | None:
         return ", ".join(origin.get("base_model_from", ())) or None
     revision = origin.get("base_model_revision")
     return f"{origin['base_model']}@{revision}" if revision else str(origin["base_model"])
+
+
+def _selected_on_split(trainer: CompressionTrainer, task: Task) -> str | None:
+    """The split whose scores chose the checkpoint; `None` if none did, or it bears no name."""
+    if not trainer.args.load_best_model_at_end:
+        return None
+    splits = task.eval_splits
+    named = str(getattr(trainer.eval_dataset, "split", None))
+    return splits[0] if len(splits) == 1 else named if named in splits else None
 
 
 def _positive_class(task: Task) -> str | None:

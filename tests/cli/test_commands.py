@@ -456,6 +456,7 @@ def test_the_best_checkpoint_of_a_task_with_two_validation_splits(encoder, tmp_p
     run("finetune", "--model", encoder, *flags)
     report = CompressionReport.load(tmp_path / "out")
     assert list(report["model"].metrics) == ["validation_matched", "validation_mismatched"]
+    assert report.run["selected_on_split"] == "validation_matched"
 
 
 @pytest.mark.parametrize(

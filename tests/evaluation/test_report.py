@@ -323,6 +323,37 @@ def test_every_figure_says_how_it_was_measured():
         assert f"]({name}.png)" in text
 
 
+@pytest.mark.parametrize(
+    ("split", "matched", "mismatched"),
+    [
+        (
+            "m",
+            "once; the checkpoint was chosen by f1 on it, which",
+            "once; the checkpoint was chosen on m.",
+        ),
+        (None, "by f1 on one of the splits, which flatters it.", "by f1 on one of the splits, whi"),
+    ],
+)
+def test_only_the_split_that_chose_the_checkpoint_is_called_flattered(split, matched, mismatched):
+    both = {name: metrics(0.8)["validation"] for name in ("m", "mm")}
+    models = tuple(replace(model, metrics=both) for model in small_report().models)
+    run = {"selected_on": "f1", "selected_on_split": split}
+    hows = dict(how_measured(small_report(models=models, run=run)))
+    assert matched in hows["accuracy, % (m)"]
+    assert mismatched in hows["accuracy, % (mm)"]
+
+
+def test_of_tags_the_figures_are_shares_of_words_and_the_draws_of_sentences():
+    report = full_report()
+    tagging = replace(report, run={**report.run, "task_kind": "token_classification"})
+    hows = dict(how_measured(tagging))
+    agreement = hows["agreement with the teacher, %"]
+    assert agreement.startswith("The share of words that the model answers")
+    assert "On the 14 words with a tag of the validation split" in agreement
+    assert "the mean over words" in hows["KL from the teacher, nats"]
+    assert "draws of the 14 sentences" in hows["score above the baseline, points [95%]"]
+
+
 def test_of_very_many_classes_the_largest_are_shown():
     classes = {f"c{i}": {"accuracy": 0.5, "rows": float(i)} for i in range(1, 41)}
     model = replace(account("model", 0.8, 1.0), classes={"validation": classes})
