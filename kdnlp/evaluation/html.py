@@ -14,7 +14,7 @@ from kdnlp.evaluation.tables import lines_below
 
 TEMPLATE = Path(__file__).with_name("page_template.html")
 
-MOST_ROOMY = 5
+MOST_ROOMY = 3
 """A table of more columns is set small."""
 
 

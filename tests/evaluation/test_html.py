@@ -17,6 +17,7 @@ from kdnlp.evaluation.comparison import compare
 from kdnlp.evaluation.comparison_files import save_comparison
 from kdnlp.evaluation.html import PageTable, page_html
 from kdnlp.evaluation.rows import rows_of
+from kdnlp.profiling.speedup import Speedup
 
 
 class Reader(HTMLParser):
@@ -70,6 +71,7 @@ def test_the_page_shows_the_rows_of_the_report(page):
         assert [row.label, *row.cells] in rows
         assert row.how.replace("'", "&#39;") in page
     assert ["no", "7", "71.4", "57.1", "42.9"] in rows
+    assert '<table class="dense explained">' in page
 
 
 def test_light_and_dark_readers_are_served(page):
@@ -98,6 +100,21 @@ def save_wide_report(folder):
     names = ("teacher", *(f"{layers} layers" for layers in range(5, 0, -1)))
     models = tuple(account(name, 0.8, 10.0, 123_000_000) for name in names)
     small_report(models=models).save(folder)
+
+
+def save_usual_report(folder):
+    """Three models with everything that a run can leave, at latencies of a large model."""
+    models = [
+        replace(
+            model,
+            latency=tuple(
+                replace(row, p50_ms=2.1 * row.p50_ms, speedup=Speedup(1.1, 1.05, 1.15, 0.95, 30))
+                for row in model.latency
+            ),
+        )
+        for model in full_report().models
+    ]
+    replace(full_report(), models=tuple(models)).save(folder)
 
 
 def save_wide_comparison(folder):
@@ -135,7 +152,12 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium to lay the page out")
 @pytest.mark.parametrize(
-    ("save", "name"), [(save_wide_report, "report"), (save_wide_comparison, "comparison")]
+    ("save", "name"),
+    [
+        (save_usual_report, "report"),
+        (save_wide_report, "report"),
+        (save_wide_comparison, "comparison"),
+    ],
 )
 def test_no_table_scrolls_sideways_in_a_window_of_900_pixels(tmp_path, save, name):
     save(tmp_path)
