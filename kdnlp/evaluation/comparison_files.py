@@ -37,8 +37,8 @@ CAPTION = (
     "Score: the mean of the task's metrics, measured once a run. Kept: percent of the original's "
     "score, run by run. Agreement: percent of rows answered as the original does. ECE: expected "
     "calibration error, 15 bins. Mean and standard deviation over the runs. FLOPs and speed-up: "
-    "how many times less than the original, each run's own, the speed-up by median latency at each "
-    "batch size."
+    "how many times less than the original, each run's own, the speed-up by latency at each batch "
+    "size."
 )
 
 TEST_CAPTION = (

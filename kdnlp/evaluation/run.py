@@ -39,7 +39,8 @@ def describe_run(trainer: CompressionTrainer, task: Task, **more: Any) -> dict[s
     Args:
         trainer: has trained.
         task: what it trained on.
-        **more: further plain values, such as `base_model` or `command`.
+        **more: further plain values, such as `base_model` or `command`. Runs that differ in
+            `init_layers`, `student`, `teachers` or `teacher_dtype` are not pooled as seeds.
 
     Returns:
         Values that JSON can hold; of itself it names no folder and no token.
