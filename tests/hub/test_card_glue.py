@@ -230,6 +230,8 @@ def test_the_card_shows_what_the_saved_model_scores_on_every_split(cell):
     given = {(r.dataset_split, r.metric_type): r.metric_value for r in card.data.eval_results}
     assert all(isinstance(result, EvalResult) for result in card.data.eval_results)
     assert set(given) == {(s, m) for s in cell.facts.splits for m in cell.facts.metrics}
+    if cell.task == "mnli":  # else one split's value could stand for the other's
+        assert len(set(given.values())) == 2
     for split in cell.facts.splits:
         rows = draw_rows(cell.task, split, EVAL_ROWS)
         answers, labels = answers_of(cell, rows), np.array(rows["label"][:])
@@ -242,14 +244,6 @@ def test_the_card_shows_what_the_saved_model_scores_on_every_split(cell):
             row = re.search(rf"^\| {re.escape(f'{metric}, %{where}')} \|.*", card.text, re.M)
             shown = row[0].removesuffix(" |").split(" | ")[-1]
             assert float(shown) == pytest.approx(100 * value, abs=0.051)
-
-
-def test_the_two_splits_of_mnli_are_told_apart(made):
-    if made["finetune"].task != "mnli":
-        return
-    for cell in made.values():
-        first, second = cell.card.data.eval_results
-        assert first.metric_value != second.metric_value, cell.command
 
 
 def test_the_text_says_what_goes_in_what_comes_out_and_whom_to_cite(cell, root):
