@@ -262,6 +262,7 @@ def _costs(report: CompressionReport) -> Iterator[ReportRow]:
 def _latencies(report: CompressionReport) -> Iterator[ReportRow]:
     setting = report.setting
     threads = "1 thread" if setting.threads == 1 else f"{setting.threads} threads"
+    turns = ", the models taking turns" if len(report.models) > 1 else ""
     for position, latency in enumerate(report.original.latency):
         repeats = min(model.latency[position].repeats for model in report.models)
         yield ReportRow(
@@ -271,10 +272,10 @@ def _latencies(report: CompressionReport) -> Iterator[ReportRow]:
                 f"latency_batch_{latency.batch_size}",
                 lambda m, at=position: _latency(m, at),  # type: ignore[misc]
             ),
-            f"Median and 95th percentile of at least {repeats} forward passes after warm-up, the "
-            f"models taking turns, {setting.sequence_length} tokens without padding, on "
-            f"{setting.device}, {threads}, {setting.dtype}, {setting.attention} attention. No "
-            f"percentile of fewer than {MIN_REPEATS_P95} passes.",
+            f"Median and 95th percentile of at least {repeats} forward passes after warm-up"
+            f"{turns}, {setting.sequence_length} tokens without padding, on {setting.device}, "
+            f"{threads}, {setting.dtype}, {setting.attention} attention. No percentile of fewer "
+            f"than {MIN_REPEATS_P95} passes.",
         )
 
 
