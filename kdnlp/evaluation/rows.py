@@ -281,6 +281,7 @@ def _latencies(report: CompressionReport) -> Iterator[ReportRow]:
     setting = report.setting
     flagged = {(name, row.batch_size) for name, row, a in report.agreements() if a.disagrees}
     threads = "1 thread" if setting.threads == 1 else f"{setting.threads} threads"
+    turns = ", the models taking turns" if len(report.models) > 1 else ""
     for position, latency in enumerate(report.original.latency):
         repeats = min(model.latency[position].repeats for model in report.models)
         yield ReportRow(
@@ -291,10 +292,10 @@ def _latencies(report: CompressionReport) -> Iterator[ReportRow]:
                 lambda m, at=position: _latency(m, at),  # type: ignore[misc]
                 {name for name, size in flagged if size == latency.batch_size},
             ),
-            f"Median and 95th percentile of at least {repeats} forward passes after warm-up, the "
-            f"models taking turns, {setting.sequence_length} tokens without padding, on "
-            f"{setting.device}, {threads}, {setting.dtype}, {setting.attention} attention. No "
-            f"percentile of fewer than {MIN_REPEATS_P95} passes.{_rounds(report, position)}",
+            f"Median and 95th percentile of at least {repeats} forward passes after warm-up"
+            f"{turns}, {setting.sequence_length} tokens without padding, on {setting.device}, "
+            f"{threads}, {setting.dtype}, {setting.attention} attention. No percentile of fewer "
+            f"than {MIN_REPEATS_P95} passes.{_rounds(report, position)}",
         )
 
 

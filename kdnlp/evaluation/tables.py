@@ -80,10 +80,12 @@ def setting_line(report: CompressionReport) -> str:
     setting = report.setting
     repeats = min(row.repeats for model in report.models for row in model.latency)
     threads = "1 thread" if setting.threads == 1 else f"{setting.threads} threads"
+    several = len(report.models) > 1
+    times = f"In brackets: how many times less than the {report.original.name}. " if several else ""
+    turns = ", the models taking turns" if several else ""
     return (
-        f"In brackets: how many times less than the {report.original.name}. FLOPs (2 per "
-        f"multiply-add) and latency at {setting.sequence_length} tokens without padding; latency "
-        f"over at least {repeats} passes after warm-up, the models taking turns, on "
+        f"{times}FLOPs (2 per multiply-add) and latency at {setting.sequence_length} tokens "
+        f"without padding; latency over at least {repeats} passes after warm-up{turns}, on "
         f"{setting.device}, {threads}, {setting.dtype}, {setting.attention} "
         f"attention, torch {setting.torch}, transformers {setting.transformers}."
     )
