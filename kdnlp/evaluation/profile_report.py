@@ -9,25 +9,16 @@ from typing import Any
 
 from rich.table import Table
 
+from kdnlp.evaluation.promises import digits, disagreement_text
 from kdnlp.evaluation.tables import markdown_table
 from kdnlp.files import replace_text, written_whole
-from kdnlp.profiling.agreement import Agreement
 from kdnlp.profiling.latency import LatencyRow
-from kdnlp.profiling.parts import OVERHEAD, PARTS
+from kdnlp.profiling.parts import OVERHEAD, PART_NAMES, PARTS
 from kdnlp.profiling.profile import PROFILE_JSON, ModelProfile, Profile, ProfileCell
 from kdnlp.profiling.runtimes import RuntimeRow
 from kdnlp.profiling.speedup import CONFIDENCE, Speedup
 
 PROFILE_MARKDOWN, PROFILE_PLOT = "profile.md", "profile.png"
-
-PART_NAMES = {
-    "embeddings": "embeddings",
-    "attention": "attention",
-    "feed_forward": "feed-forward",
-    "other": "other",
-    OVERHEAD: "launch overhead",
-}
-"""What the parts are called in text."""
 
 _COLOURS = ("#4c72b0", "#dd8452", "#55a868", "#937860", "#c44e52")
 
@@ -68,7 +59,7 @@ def section_table(section: Section) -> Table:
 def disagreement_lines(profile: Profile) -> list[str]:
     """A sentence for every speed-up that is not what the FLOPs promise, or one that says so."""
     lines = [
-        f"{name}, {_words(cell.latency)}: {_disagreement(cell.agreement)}"
+        f"{name}, {cell.latency.words}: {disagreement_text(cell.agreement)}"
         for name, cell in profile.disagreements
         if cell.agreement is not None
     ]
@@ -152,7 +143,7 @@ def _draw_cell(panel: Any, profile: Profile, position: int) -> None:
     panel.plot(promised, range(len(cells)), "k|", markersize=16, label="promised by FLOPs")
     panel.set_yticks(range(len(cells)), names)
     panel.set_ylim(len(cells) - 0.5, -0.5)
-    panel.set_title(_words(base.latency), fontsize="medium")
+    panel.set_title(base.latency.words, fontsize="medium")
     panel.set_xlabel("ms a pass")
 
 
@@ -183,10 +174,10 @@ def _costs(profile: Profile) -> Section:
     def cells(cell: ProfileCell) -> tuple[str, ...]:
         agreement = cell.agreement
         return (
-            f"{_digits(cell.flops_per_example / 1e9)} ({_digits(cell.macs_per_example / 1e9)})",
+            f"{digits(cell.flops_per_example / 1e9)} ({digits(cell.macs_per_example / 1e9)})",
             *_times(cell.latency),
-            _digits(cell.flops_per_second / 1e9),
-            _digits(cell.memory.total_mb),
+            digits(cell.flops_per_second / 1e9),
+            digits(cell.memory.total_mb),
             "" if agreement is None else f"{agreement.flops_ratio:.2f}x",
             _faster(cell.speedup, agreement is not None and agreement.disagrees),
         )
@@ -207,8 +198,8 @@ def _costs(profile: Profile) -> Section:
 
 def _times(latency: LatencyRow) -> tuple[str, str]:
     ms = (latency.p50_ms, latency.p90_ms, latency.p99_ms)
-    shown = ("-" if value is None else _digits(value) for value in ms)
-    return " / ".join(shown), _digits(latency.examples_per_second)
+    shown = ("-" if value is None else digits(value) for value in ms)
+    return " / ".join(shown), digits(latency.examples_per_second)
 
 
 def _faster(speedup: Speedup | None, disagrees: bool = False) -> str:
@@ -224,10 +215,10 @@ def _parts(profile: Profile) -> Section:
         parts, total = cell.time.parts, cell.latency.p50_ms
         flops, all_flops = cell.flops, cell.flops_per_example
         shares = [
-            f"{_digits(parts[part])} ({parts[part] / total:.0%}; {flops[part] / all_flops:.0%})"
+            f"{digits(parts[part])} ({parts[part] / total:.0%}; {flops[part] / all_flops:.0%})"
             for part in PARTS
         ]
-        launching = f"{_digits(parts[OVERHEAD])} ({parts[OVERHEAD] / total:.0%})"
+        launching = f"{digits(parts[OVERHEAD])} ({parts[OVERHEAD] / total:.0%})"
         return (*shares, launching, f"{cell.time.profiler_slowdown:.1f}x")
 
     return Section(
@@ -274,28 +265,5 @@ def _shape(latency: LatencyRow) -> str:
     return f"{latency.batch_size} x {latency.sequence_length}"
 
 
-def _words(latency: LatencyRow) -> str:
-    return f"batch {latency.batch_size}, {latency.sequence_length} tokens"
-
-
-def _disagreement(agreement: Agreement) -> str:
-    eaten = agreement.excess_ms[agreement.eaten_by]
-    missed = "misses" if agreement.difference < 0 else "exceeds"
-    did = "takes" if agreement.difference < 0 else "saves"
-    return (
-        f"{agreement.flops_ratio:.2f}x fewer FLOPs, {agreement.speedup:.2f}x faster; it {missed} "
-        f"what they promise by {abs(agreement.difference):.0%} (allowed "
-        f"{agreement.max_difference:.0%}). Most of it is {PART_NAMES[agreement.eaten_by]}: it "
-        f"{did} {_digits(abs(eaten))} ms beyond its share, of {_digits(abs(agreement.gap_ms))} ms."
-    )
-
-
 def _millions(number: int) -> str:
     return f"{number / 1e6:.2f}" if number >= 10_000 else f"{number / 1e6:.4f}"
-
-
-def _digits(value: float) -> str:
-    """Three digits that matter, without an exponent."""
-    if value >= 100:
-        return f"{value:.0f}"
-    return f"{value:.2f}" if value >= 1 else f"{value:.3g}"
