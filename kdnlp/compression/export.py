@@ -175,7 +175,9 @@ def export_model(
 def check_target(target: Path) -> None:
     """Raise `ValueError` if a folder holds anything that is no export's: it would be replaced."""
     old = target.with_name(f"_partial-{target.name}.old")
-    if old.exists() and not target.exists():
+    if old.exists() and target.exists():
+        shutil.rmtree(old)  # an export that was killed while it removed the older one
+    elif old.exists():
         os.replace(old, target)  # an export that was killed while it took the older one's place
     if not target.exists():
         return

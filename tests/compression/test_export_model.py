@@ -264,6 +264,15 @@ def test_an_export_that_had_just_made_way_for_a_killed_one_comes_back(exported, 
     assert contents(tmp_path / "x") == contents(exported)
 
 
+def test_an_older_export_that_a_killed_one_was_removing_does_not_stop_the_next(exported, tmp_path):
+    for name in ("x", "_partial-x.old"):
+        shutil.copytree(exported, tmp_path / name)
+    (tmp_path / "_partial-x.old" / "model.onnx").unlink()
+    check_target(tmp_path / "x")
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+    assert contents(tmp_path / "x") == contents(exported)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
