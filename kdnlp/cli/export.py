@@ -14,12 +14,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kdnlp.cli.options import DataOptions, ExportOptions
 from kdnlp.cli.parsing import parse_arguments
 from kdnlp.cli.steps import load_task
-from kdnlp.compression.export import EXPORT_JSON, FORMATS, check_target, export_model
+from kdnlp.compression.export import FORMATS, check_target, export_model
 from kdnlp.compression.settings import ExportSettings
 from kdnlp.data.preparation import prepare
 from kdnlp.hub.origin import model_name
 from kdnlp.loading import load_config, load_model, load_tokenizer
 from kdnlp.models.pretrained import in_model_order, load_finetuned
+from kdnlp.weights import EXPORT_JSON
 
 DESCRIPTION = (
     "Export a fine-tuned model: to an ONNX graph for any batch size and length, in float32 or "

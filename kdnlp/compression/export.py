@@ -38,11 +38,9 @@ from kdnlp.models.onnx_graph import (
     require_onnx,
 )
 from kdnlp.profiling.size import BYTES_PER_MB, weights_size_mb
+from kdnlp.weights import EXPORT_JSON, SOURCE_DIGEST, weights_digest
 
 logger = logging.getLogger(__name__)
-
-EXPORT_JSON = "export.json"
-"""What an export says of itself; it lies beside the model."""
 
 _GATE_SIZES = (1, 7, 2, 16)
 """Rows in the batches of the gate, in turn: a size that the graph had kept fixed would show."""
@@ -219,6 +217,7 @@ def _write_checked(
     facts = {
         "model": source.name,
         "architecture": type(source.model).__name__,
+        SOURCE_DIGEST: weights_digest(source.model.state_dict().values()),
         "format": settings.format,
         "precision": settings.precision,
         **more,

@@ -22,12 +22,13 @@ from transformers import AutoModelForSequenceClassification, BertForMaskedLM
 import kdnlp
 from kdnlp.cli import main, steps
 from kdnlp.compression import export, quantize
-from kdnlp.compression.export import EXPORT_JSON, check_target, export_model
+from kdnlp.compression.export import check_target, export_model
 from kdnlp.compression.gate import ExportMismatch
 from kdnlp.compression.settings import ExportSettings
 from kdnlp.data.preparation import prepare
 from kdnlp.data.synthetic import build_config, build_tokenizer, generate
 from kdnlp.models.onnx_graph import OnnxModel
+from kdnlp.weights import EXPORT_JSON, SOURCE_DIGEST, folder_digest
 
 KIND = "single_label_classification"
 TASK = ("--task", "synthetic_sentiment", "--num_rows", "12")
@@ -104,6 +105,7 @@ def test_the_folder_holds_what_onnx_runtime_and_optimum_look_for(exported, model
     assert set(contents(exported)) == {
         *("model.onnx", "config.json", "tokenizer.json", "tokenizer_config.json", EXPORT_JSON)
     }
+    assert read(exported)[SOURCE_DIGEST] == folder_digest(model_folder)
     config = json.loads((exported / "config.json").read_text())
     assert config["architectures"] == ["BertForSequenceClassification"]
     assert config["num_hidden_layers"] == 2

@@ -7,7 +7,7 @@ import kdnlp
 
 PACKAGE = Path(kdnlp.__file__).parent
 LEVELS = [
-    {"arguments", "checkpoints", "files", "loading", "schedules", "uploads"},
+    {"arguments", "checkpoints", "files", "loading", "schedules", "uploads", "weights"},
     {"data"},
     {"models"},
     {"losses"},
