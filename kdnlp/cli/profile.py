@@ -32,12 +32,8 @@ GRAPHS = ("model.onnx", "onnx/model.onnx")
 
 def main(command: str, argv: Sequence[str]) -> None:
     """Run the command with its arguments."""
-    parser = build_parser(command)
-    options = parser.parse_args(argv)
-    try:
-        profile = run(options)
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
+    options = build_parser(command).parse_args(argv)
+    profile = run(options)
     console = Console()
     for section in profile_sections(profile):
         console.print(section_table(section))

@@ -1,7 +1,6 @@
 """`kdnlp submit`: the answers of your models to GLUE's test rows, as its server takes them."""
 
 import argparse
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,13 +35,10 @@ DESCRIPTION = (
 def main(command: str, argv: Sequence[str]) -> None:
     """Run the command with its arguments."""
     options = _parser(command).parse_args(argv)
-    try:
-        models = parse_models(options.models)
-        check_all_tasks(models, options.fill)
-        answers = answer_all(models, options)
-        path = decided_by_main_process(lambda: _written(options.output, answers))
-    except (ValueError, OSError) as error:
-        sys.exit(f"kdnlp {command}: {error}")
+    models = parse_models(options.models)
+    check_all_tasks(models, options.fill)
+    answers = answer_all(models, options)
+    path = decided_by_main_process(lambda: _written(options.output, answers))
     Console().print(overview(models))
     Console().print(f"{path} is whole, and ready for the server.", soft_wrap=True)
 

@@ -92,18 +92,15 @@ def test_a_flag_that_makes_no_sense_ends_with_a_message_and_no_files(
 ):
     with pytest.raises(SystemExit) as exit_:
         run(folders / "student", *QUICK, *flags, "--output_dir", tmp_path / "out")
-    assert exit_.value.code == 2
-    assert message in capsys.readouterr().err
+    assert message in capsys.readouterr().err + str(exit_.value)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_model_that_is_not_there_or_named_twice_is_said(folders, capsys):
-    with pytest.raises(SystemExit):
+def test_a_model_that_is_not_there_or_named_twice_is_said(folders):
+    with pytest.raises(SystemExit, match="nowhere"):
         run(folders / "nowhere", *QUICK)
-    assert "nowhere" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match="Expected every model once"):
         run(folders / "student", folders / "student", *QUICK)
-    assert "Expected every model once" in capsys.readouterr().err
 
 
 def test_names_are_short_and_never_the_same():
