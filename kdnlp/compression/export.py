@@ -31,6 +31,7 @@ from kdnlp.models.heads import task_kind
 from kdnlp.models.onnx_graph import (
     DEFAULT_OPSET,
     ONNX_FILE,
+    ONNX_PACKAGES,
     OnnxModel,
     check_exportable,
     export_onnx,
@@ -357,7 +358,7 @@ FORMATS: dict[str, Format] = {
         require_onnx,
         _write_onnx,
         _load_onnx,
-        (*_TORCH, "onnx", "onnxruntime", "onnxscript"),
+        (*_TORCH, *ONNX_PACKAGES),
         plain=False,
     ),
     "safetensors": Format(lambda: None, _write_safetensors, _load_model, _TORCH),

@@ -14,15 +14,13 @@ import torch
 from transformers import PreTrainedModel
 
 from kdnlp.models.modes import evaluating
-from kdnlp.models.onnx_graph import export_onnx, quantize_onnx
+from kdnlp.models.onnx_graph import export_onnx, quantize_onnx, require_onnx
 from kdnlp.profiling.forward import example_inputs
 from kdnlp.profiling.latency import LatencyRow, latency_row
 from kdnlp.profiling.onnx_session import OnnxSession
 from kdnlp.profiling.placed import sharing_copy
 from kdnlp.profiling.rounds import check_rounds, time_rounds
 from kdnlp.profiling.speedup import Speedup, measure_speedup
-
-ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 
 _COMPILERS = ("g++", "clang++", "cl")
 
@@ -271,9 +269,10 @@ RUNTIMES: dict[str, Callable[[_Source], _Call]] = {
 
 def _graph(source: _Source) -> Path:
     """The model's ONNX file, written if need be, once."""
-    absent = [package for package in ONNX_PACKAGES if find_spec(package) is None]
-    if absent:
-        raise RuntimeMissingError(f"{', '.join(absent)} not installed; pip install 'kdnlp[onnx]'")
+    try:
+        require_onnx()
+    except ImportError as error:
+        raise RuntimeMissingError(_first_line(error)) from error
     if source.model.device.type != "cpu":
         raise RuntimeMissingError("ONNX Runtime is compared on a CPU only; pass --device cpu")
     if source.model.dtype != torch.float32:

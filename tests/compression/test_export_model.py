@@ -245,6 +245,12 @@ def test_texts_alone_are_compared_without_a_metric(tmp_path):
     assert not {"metrics", "task"} & set(facts)
 
 
+def test_without_a_task_a_model_must_say_what_its_head_is(model_folder, tmp_path):
+    folder = saved(tmp_path / "encoder", tiny_head(KIND).base_model)
+    with pytest.raises(SystemExit, match=r"with a head in its configuration, got BertModel"):
+        run(folder, "--texts", *TEXTS, "--output_dir", tmp_path / "x")
+
+
 def test_nothing_but_an_earlier_export_is_replaced(model_folder, exported, tmp_path):
     for place in (model_folder, model_folder.parent):
         with pytest.raises(SystemExit, match=r"must not hold --model"):
