@@ -14,11 +14,11 @@ from transformers import PreTrainedModel
 
 from kdnlp.evaluation.profile_report import (
     disagreement_lines,
-    profile_sections,
     profile_setting_line,
     save_profile,
     section_table,
 )
+from kdnlp.evaluation.profile_tables import profile_sections
 from kdnlp.models.onnx_graph import ONNX_FILE
 from kdnlp.models.pretrained import load_as_saved
 from kdnlp.profiling.agreement import MAX_DISAGREEMENT
@@ -41,11 +41,12 @@ def main(command: str, argv: Sequence[str]) -> None:
     console = Console()
     for section in profile_sections(profile):
         console.print(section_table(section))
+        console.print()
     for line in (*disagreement_lines(profile), profile_setting_line(profile)):
         console.print(line, highlight=False)
     if options.output_dir is not None:
         save_profile(profile, options.output_dir)
-        console.print(f"profile.json, profile.md and profile.png are in {options.output_dir}.")
+        console.print(f"profile.json, profile.md and the plot are in {options.output_dir}.")
 
 
 def build_parser(command: str = "profile") -> argparse.ArgumentParser:
@@ -80,7 +81,10 @@ def build_parser(command: str = "profile") -> argparse.ArgumentParser:
         default=MAX_DISAGREEMENT,
         help="share by which a speed-up may miss the ratio of FLOPs before that is pointed out",
     )
-    flag("--output_dir", help="also write profile.json, profile.md and profile.png there")
+    flag(
+        "--output_dir",
+        help="also write profile.json, .md, .png and .svg there",
+    )
     flag("--trust_remote_code", action="store_true", help="run Python code that a model brings")
     return parser
 

@@ -12,6 +12,15 @@ PARTS = (EMBEDDINGS, ATTENTION, FEED_FORWARD, OTHER)
 OVERHEAD = "overhead"
 """What takes time and belongs to no part: launching operations, and what lies between them."""
 
+PART_NAMES = {
+    EMBEDDINGS: "embeddings",
+    ATTENTION: "attention",
+    FEED_FORWARD: "feed-forward",
+    OTHER: "other",
+    OVERHEAD: "launch overhead",
+}
+"""What the parts are called in text."""
+
 
 @dataclass(frozen=True)
 class ParameterParts:

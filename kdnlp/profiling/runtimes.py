@@ -1,5 +1,6 @@
 """One model in several runtimes side by side: eager, SDPA, compiled, ONNX Runtime, also in int8."""
 
+import math
 import os
 import shutil
 import tempfile
@@ -39,7 +40,8 @@ class RuntimeRow:
         latency: its time; `None` where the runtime could not run it.
         speedup: over the first runtime that ran, round by round; `None` for that one.
         max_difference: the largest distance of a logit, or of a number of the first output, from
-            that of the first runtime that ran.
+            that of the first runtime that ran; `None` for that one, NaN where a number is not
+            finite.
         missing: why it could not run, or `None`.
     """
 
@@ -54,11 +56,15 @@ class RuntimeRow:
     def from_dict(cls, values: Mapping[str, Any]) -> "RuntimeRow":
         """The row that `dataclasses.asdict` described."""
         latency, speedup = values["latency"], values["speedup"]
+        difference = values["max_difference"]
+        if speedup is not None and difference is None:
+            difference = math.nan  # which JSON has no word for
         return cls(
             **{
                 **values,
                 "latency": None if latency is None else LatencyRow(**latency),
                 "speedup": None if speedup is None else Speedup(**speedup),
+                "max_difference": difference,
             }
         )
 
@@ -198,7 +204,8 @@ def _rows(
     reference = next(iter(times))
     for runtime, milliseconds in times.items():
         compared = runtime != reference
-        distance = float(np.abs(outputs[runtime] - outputs[reference]).max())
+        with np.errstate(invalid="ignore"):  # of two infinities
+            distance = float(np.abs(outputs[runtime] - outputs[reference]).max())
         rows.append(
             RuntimeRow(
                 model=name,

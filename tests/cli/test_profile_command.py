@@ -54,12 +54,13 @@ def test_models_are_measured_side_by_side_and_written(folders, tmp_path, capsys)
         (model, runtime) for model in ("teacher", "student") for runtime in ("eager", "sdpa")
     ]
     said = capsys.readouterr().out
-    for title in ("Size", "FLOPs and latency", "Where time goes", "Runtimes", "agree to within"):
+    for title in ("Size", "FLOPs and latency", "Where time goes", "Runtimes", "what the FLOPs"):
         assert title in said
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "profile.json",
         "profile.md",
         "profile.png",
+        "profile.svg",
     ]
 
 
