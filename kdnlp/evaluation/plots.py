@@ -201,7 +201,8 @@ def _draw_stacks(
         )
         ends = ends + values
     for row, end in enumerate(ends):
-        panel.annotate(f"{end:.1f}", (end, row), (4, 0), textcoords="offset points", va="center")
+        text = f"{end:.1f}" if end < 100 else f"{end:.0f}"
+        panel.annotate(text, (end, row), (4, 0), textcoords="offset points", va="center")
     panel.set_xlim(0, (1 + room) * max(ends) or 1)
     panel.set_xlabel("time of a forward pass, ms")
     panel.grid(axis="y", visible=False)
