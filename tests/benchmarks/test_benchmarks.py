@@ -129,7 +129,7 @@ def test_a_disagreement_is_the_status_of_the_script(ratio, status, monkeypatch, 
 @pytest.mark.slow
 def test_the_profile_finds_the_speed_ups_that_a_bare_loop_finds(capsys):
     """In most repeats: one of them may have been disturbed between the two."""
-    sizes = ("--teacher_layers", "12", "--hidden_size", "256", "--depths", "6,3", "--length", "64")
+    sizes = ("--teacher_layers", "12", "--hidden_size", "256", "--depths", "6,3", "--length", "32")
     results = run("profile_agrees", *sizes, "--batch_sizes", "4", "--repeats", "3")
     for depth in ("6", "3"):
         agreed = [agrees for (_, _, name), agrees in results.items() if name == depth]
