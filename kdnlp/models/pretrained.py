@@ -111,6 +111,7 @@ def load_as_saved(name: str, **kwargs: Any) -> PreTrainedModel:
             not trusted.
         OSError: if it is not there, or its weights are not in safetensors.
     """
+    name = _check_folder(name)
     classes = load_config(name, **kwargs).architectures or ["AutoModel"]
     own_class = getattr(transformers, classes[0], transformers.AutoModel)
     model, found = load_model(own_class, name, **{"dtype": torch.float32, **kwargs})
