@@ -36,7 +36,8 @@ from kdnlp.cli.steps import (
 from kdnlp.data.task import Task
 from kdnlp.evaluation.evaluate import evaluate_model
 from kdnlp.evaluation.report import Metrics
-from kdnlp.hub.origin import model_name
+from kdnlp.evaluation.run import hub_source
+from kdnlp.hub.origin import describe_origin, model_name
 from kdnlp.hub.publish import publish_results
 from kdnlp.models.ensemble import TeacherEnsemble
 from kdnlp.models.layers import find_layers
@@ -104,8 +105,6 @@ def main(command: str, argv: Sequence[str]) -> None:
     trainer = _TRAINERS[command](smaller, partner, args, losses, **inputs)
     evaluated = partial(evaluate_model, args=args, splits=splits, task=task, tokenizer=tokenizer)
     models, metrics, facts = train_models(trainer, original, initial, inputs, checkpoint, evaluated)
-    if "ensemble_metrics" in facts:
-        facts["more_teachers"] = [model_name(path) for path in options.more_teachers]
     report = publish_results(
         trainer,
         models,
@@ -116,9 +115,26 @@ def main(command: str, argv: Sequence[str]) -> None:
         max_seconds=options.report_seconds,
         license=options.license,
         command=command_line(command, argv),
+        **describe_start(options),
         **facts,
     )
     print_report(report, str(args.output_dir))
+
+
+def describe_start(options: SmallerOptions) -> dict[str, Any]:
+    """What a model learned from and started from, beside the original itself, as plain values."""
+    facts: dict[str, Any] = {}
+    if hasattr(options, "teacher_dtype"):
+        facts["teacher_dtype"] = options.teacher_dtype
+    others = getattr(options, "more_teachers", None)
+    if others:
+        facts["more_teachers"] = [model_name(path) for path in others]
+        # Their folders have other names for every seed.
+        facts["teachers"] = [hub_source(describe_origin(path)) or "not told" for path in others]
+    student = getattr(options, "student", None)
+    if student is not None:
+        return {**facts, "student": hub_source(describe_origin(student)) or model_name(student)}
+    return {**facts, "init_layers": parse_init_layers(options.init_layers)}
 
 
 def source_of(options: SmallerOptions) -> str:

@@ -13,7 +13,12 @@ from rich.console import Console
 from transformers import PreTrainedModel, set_seed
 
 from kdnlp.arguments import DistillationTrainingArguments
-from kdnlp.cli.compress import check_report_length, load_original, parse_init_layers
+from kdnlp.cli.compress import (
+    check_report_length,
+    describe_start,
+    load_original,
+    parse_init_layers,
+)
 from kdnlp.cli.loss_settings import resolve_losses
 from kdnlp.cli.options import DataOptions, LadderOptions, LadderTrainingArguments
 from kdnlp.cli.parsing import parse_arguments
@@ -161,6 +166,7 @@ def publish_student(
         max_seconds=options.report_seconds,
         license=options.license,
         command=command,
+        **describe_start(options),
     )
 
 
@@ -189,12 +195,7 @@ def report_all(
         {"teacher": original, **metrics},
         replace(task, max_length=length),
         max_seconds=options.report_seconds,
-        run={
-            "method": "distillation",
-            "task_kind": task.kind,
-            "seed": args.seed,
-            "ladder": depths,
-        },
+        run={**in_common([r.run for r in reports.values()]), "ladder": depths},
         device=args.device,
     )
     report.save(str(args.output_dir))
@@ -203,3 +204,13 @@ def report_all(
     for cells in pareto_rows(report):
         Console().print(f"{cells[0]}: worth having {cells[-1]}")
     Console().print(f"The front is drawn in {Path(str(args.output_dir), PARETO_PLOT)}.")
+
+
+def in_common(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The facts that all of several runs share.
+
+    >>> in_common([{"seed": 1, "epochs": 3.0}, {"seed": 1, "epochs": 2.5}])
+    {'seed': 1}
+    """
+    first, *others = runs
+    return {k: v for k, v in first.items() if all(o.get(k) == v for o in others)}

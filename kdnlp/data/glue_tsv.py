@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, NamedSplit, Value
 
 from kdnlp.data.task import Task
 
@@ -95,10 +95,9 @@ def read_official(folder: Path, task: Task) -> DatasetDict:
         return _read_mrpc_archive(folder, task)
     return DatasetDict(
         {
-            split: _to_dataset(
-                _read_rows(folder / official_file(split), task), task, folder / official_file(split)
-            )
+            split: _to_dataset(_read_rows(path, task), task, path, split)
             for split in _splits(task)
+            for path in (folder / official_file(split),)
         }
     )
 
@@ -112,7 +111,7 @@ def _read_mrpc_archive(folder: Path, task: Task) -> DatasetDict:
         "validation": [row for row, dev in zip(rows, in_dev, strict=True) if dev],
     }
     return DatasetDict(
-        {split: _to_dataset(part, task, folder / _MRPC_TRAIN) for split, part in parts.items()}
+        {s: _to_dataset(part, task, folder / _MRPC_TRAIN, s) for s, part in parts.items()}
     )
 
 
@@ -175,7 +174,7 @@ def _read_columns(
             )
 
 
-def _to_dataset(rows: Iterable[Row], task: Task, source: Path) -> Dataset:
+def _to_dataset(rows: Iterable[Row], task: Task, source: Path, split: str) -> Dataset:
     layout, label_column = OFFICIAL_LAYOUTS[task.name], task.label_columns[0]
     columns: dict[str, list[str | int | float]] = {column: [] for column in layout.columns}
     for number, row in rows:
@@ -185,7 +184,8 @@ def _to_dataset(rows: Iterable[Row], task: Task, source: Path) -> Dataset:
         columns[label_column].append(_parse_label(text, task, f"{source}, line {number}"))
     label = Value("float32") if task.label_names is None else ClassLabel(names=[*task.label_names])
     texts = {column: Value("string") for column in task.text_columns}
-    return Dataset.from_dict(columns, features=Features({**texts, label_column: label}))
+    features = Features({**texts, label_column: label})
+    return Dataset.from_dict(columns, features=features, split=NamedSplit(split))
 
 
 def _parse_label(text: str, task: Task, where: str) -> int | float:

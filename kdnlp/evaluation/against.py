@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kdnlp.evaluation.comparison import ComparisonRow
+from kdnlp.evaluation.comparison import ComparisonRow, Member
 from kdnlp.evaluation.fidelity import BASELINE
 from kdnlp.evaluation.report import CompressionReport
 from kdnlp.evaluation.significance import (
@@ -17,9 +17,6 @@ from kdnlp.evaluation.significance import (
     paired_seeds,
     resampled_scores,
 )
-
-Member = tuple[CompressionReport, str]
-"""A report, and the name of a model in it."""
 
 Bounds = tuple[float, float, float]
 """The lower and the upper end of a 95% interval, as fractions, and a two-sided p-value."""
@@ -33,7 +30,7 @@ class ComparisonTest:
         task: the task's name.
         model: whose scores are meant, as the comparison calls it.
         against: whose scores are taken from them.
-        seeds: the seed of each pair.
+        seeds: the seed of each pair; `None` where the runs tell none.
         differences: score minus score of each pair, as a fraction.
         over_seeds: Student's paired t-test; `None` with fewer than two seeds, or no spread.
         over_rows: the paired bootstrap over rows of the mean difference; `None` where not all of
@@ -43,7 +40,7 @@ class ComparisonTest:
     task: str
     model: str
     against: str
-    seeds: tuple[int, ...]
+    seeds: tuple[int | None, ...]
     differences: tuple[float, ...]
     over_seeds: Bounds | None
     over_rows: Bounds | None
@@ -97,10 +94,10 @@ def _partners(
     reference = found[0]
     if reference.is_original:
         return reference.model, [(m, (m[0], m[0].original.name)) for m in row.members]
-    theirs = {report.run["seed"]: (report, name) for report, name in reference.members}
-    return reference.model, [
-        (m, theirs[m[0].run["seed"]]) for m in row.members if m[0].run["seed"] in theirs
-    ]
+    theirs = {report.run.get("seed"): (report, name) for report, name in reference.members}
+    theirs.pop(None, None)  # two that tell no seed need not have the same
+    pairs = [(m, theirs.get(m[0].run.get("seed"))) for m in row.members]
+    return reference.model, [(own, other) for own, other in pairs if other is not None]
 
 
 def _is_reference(row: ComparisonRow, against: str | None) -> bool:
@@ -125,7 +122,7 @@ def _test(
         task=row.task,
         model=row.model,
         against=reference,
-        seeds=tuple(report.run["seed"] for (report, _), _ in pairs),
+        seeds=tuple(report.run.get("seed") for (report, _), _ in pairs),
         differences=differences,
         over_seeds=paired_seeds(differences),
         over_rows=_over_rows(pairs, resamples),

@@ -1,9 +1,10 @@
 """Several runs side by side: the mean and spread over seeds of every model, task by task.
 
-Runs are pooled where they differ in nothing but the seed; settings that differ are named.
+Runs are pooled where no setting that they record differs but the seed; those that differ are named.
 """
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,13 +13,30 @@ import numpy as np
 
 from kdnlp.evaluation.fidelity import BASELINE
 from kdnlp.evaluation.report import CompressionReport
-from kdnlp.evaluation.run import SHARED_ARGUMENTS
+from kdnlp.evaluation.run import SHARED_ARGUMENTS, hub_source
 
 _MADE_BY_THE_RUN = ("successor", "student", "model")
 """Names that say nothing of the method; the method is added to them."""
 
-_BUDGET = ("optimizer_steps", "precision", "max_length")
-"""What else of a run decides what any training in it gives."""
+_BUDGET = (
+    *("optimizer_steps", "precision", "processes", "max_length", "selected_on"),
+    *("dataset", "train_rows", "text_columns", "init_layers", "student"),
+)
+"""What else of a run decides what any training in it gives, that of a baseline too."""
+
+_LEARNED_FROM = ("teacher_dtype", "teachers")
+"""What else decides what is learned from an original, and nothing of a baseline."""
+
+Member = tuple[CompressionReport, str]
+"""A report, and the name of a model in it."""
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Runs of the same settings, and their models of one name."""
+
+    settings: dict[str, Any]
+    members: list[Member]
 
 
 @dataclass(frozen=True)
@@ -30,7 +48,7 @@ class ComparisonRow:
         model: its name, with the method for a model that a method made, and with the settings that
             differ where several groups of runs would have one name.
         num_layers: its transformer blocks.
-        seeds: the seed of each run.
+        seeds: the seed of each run; `None` where it tells none.
         scores: its score in each run, as a fraction.
         retention: percent of the original's score in each run; `None` for an original.
         flops_ratio: how many times fewer FLOPs than the original.
@@ -44,16 +62,14 @@ class ComparisonRow:
     task: str
     model: str
     num_layers: int
-    seeds: tuple[int, ...]
+    seeds: tuple[int | None, ...]
     scores: tuple[float, ...]
     retention: tuple[float, ...] | None
     flops_ratio: float
     speedups: dict[str, float]
     agreement: tuple[float, ...] | None = None
     calibration_error: tuple[float, ...] | None = None
-    members: tuple[tuple[CompressionReport, str], ...] = field(
-        default=(), compare=False, repr=False
-    )
+    members: tuple[Member, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def is_original(self) -> bool:
@@ -65,21 +81,92 @@ def compare(reports: Sequence[CompressionReport]) -> list[ComparisonRow]:
     """Group the models of several reports by task, part, number of blocks and settings.
 
     A model that several reports hold with the same score and seed, as the baseline of two methods,
-    counts once; so does an original, whatever the seed of what came from it.
+    counts once; so does an original, whatever the seed of what came from it. Baselines of one seed
+    that scored otherwise, as on hardware that does not repeat itself, stay with their own runs.
+
+    Raises:
+        ValueError: if two models that a run made have the same settings and seed, and not the same
+            score: a spread over them would be none over seeds.
     """
     rows: dict[tuple[str, str, int], dict[str, _Group]] = {}
     for report in reports:
         for model in report.models:
             key = (report.task, _label(report, model.name), model.num_layers)
-            settings = _settings(report, model.name)
-            same = rows.setdefault(key, {})
-            group = same.setdefault(json.dumps(settings, sort_keys=True), _Group(settings, []))
-            group.members.append((report, model.name))
+            _add(rows.setdefault(key, {}), _settings(report, model.name), (report, model.name))
+    for key, same in rows.items():
+        rows[key] = _told_apart(same)
     return [
         _row(key, group.members, _differing(group, list(same.values())))
         for key, same in rows.items()
         for group in same.values()
     ]
+
+
+def _add(groups: dict[str, _Group], settings: dict[str, Any], member: Member) -> None:
+    which = json.dumps(settings, sort_keys=True)
+    groups.setdefault(which, _Group(settings, [])).members.append(member)
+
+
+def _told_apart(groups: dict[str, _Group]) -> dict[str, _Group]:
+    """The groups, those baselines apart which the settings that they read do not tell apart."""
+    for more in (_label_beside, _settings_beside):
+        apart: dict[str, _Group] = {}
+        for group in groups.values():
+            again = _repeated(group) is not None
+            for report, name in group.members:
+                beside = more(report) if again and name == BASELINE else {}
+                _add(apart, {**group.settings, **beside}, (report, name))
+        groups = apart
+    for group in groups.values():
+        _check_seeds(group)
+    return groups
+
+
+def _label_beside(report: CompressionReport) -> dict[str, Any]:
+    """What the run of a baseline made beside it."""
+    made = _made(report)
+    return {"beside": _label(report, made[0])} if made else {}
+
+
+def _settings_beside(report: CompressionReport) -> dict[str, Any]:
+    """How it was made."""
+    return {n: v for made in _made(report) for n, v in _settings(report, made).items()}
+
+
+def _made(report: CompressionReport) -> list[str]:
+    return [model.name for model in report.models if model.name in _MADE_BY_THE_RUN]
+
+
+def _repeated(group: _Group) -> list[Member] | None:
+    """Two members of one seed that are not one model; an original has no seed here."""
+    seen: dict[Any, Member] = {}
+    for report, name in group.members:
+        first, _ = seen.setdefault(report.run.get("seed"), (report, name))
+        alike = _identity(first, name) == _identity(report, name)
+        if not is_original(report, name) and not alike:
+            return [(first, name), (report, name)]
+    return None
+
+
+def _check_seeds(group: _Group) -> None:
+    repeated = _repeated(group)
+    if repeated is None:
+        return
+    (first, name), (second, _) = repeated
+    seed = first.run.get("seed")
+    facts = "seed" if "method" in first.run else "method and seed"
+    fix = (
+        f"Measure them with run={{...}} that says {facts}, which is how runs are told apart."
+        if seed is None
+        else "Leave one of the two out; where they are of two originals, give each run a seed of "
+        "its own."
+    )
+    raise ValueError(
+        f"Expected runs that differ in their seed or in a setting, got two of {first.task} with "
+        f"{'no seed' if seed is None else f'seed {seed}'} whose {name} scored "
+        f"{100 * first[name].score:.1f}% and {100 * second[name].score:.1f}%, and nothing that "
+        f"their reports record tells them apart. Their mean would be called one over seeds. {fix}"
+    )
 
 
 def _label(report: CompressionReport, name: str) -> str:
@@ -88,34 +175,41 @@ def _label(report: CompressionReport, name: str) -> str:
         return name
     run = report.run
     losses = list(run.get("losses", {}))
-    usual = ["logits"] if run["method"] == "distillation" else []
+    method = run.get("method")
+    usual = ["logits"] if method == "distillation" else []
     shown = "" if losses in ([], usual) else f": {', '.join(losses)}"
     teachers = ", several teachers" if "ensemble_metrics" in run else ""
-    return f"{name} ({run['method']}{shown}{teachers})"
-
-
-@dataclass(frozen=True)
-class _Group:
-    """Runs that differ in nothing but the seed, and their models of one name."""
-
-    settings: dict[str, Any]
-    members: list[tuple[CompressionReport, str]]
+    return f"{name} ({method}{shown}{teachers})" if method else name
 
 
 def _settings(report: CompressionReport, name: str) -> dict[str, Any]:
     """What decides how a model of a report came about, but for the seed.
 
-    A report does not tell it of an original. A baseline learned from the labels alone.
+    Of an original a report tells only where it comes from. A baseline learned from the labels
+    alone.
     """
     run, arguments = report.run, report.run.get("arguments", {})
+    settings = _origin(report)
     if is_original(report, name):
-        return {}
+        return settings
+    settings["parameters"] = report[name].parameters
     own = SHARED_ARGUMENTS if name == BASELINE else tuple(arguments)
-    settings = {n: arguments[n] for n in own if n in arguments and n != "seed"}
-    settings |= {n: run[n] for n in _BUDGET if n in run}
+    settings |= {n: arguments[n] for n in own if n in arguments and n != "seed"}
+    settings |= {n: run[n] for n in _BUDGET if run.get(n) is not None}
     if name != BASELINE:
+        settings |= {n: run[n] for n in _LEARNED_FROM if run.get(n) is not None}
         settings |= {f"loss {n}": config for n, config in run.get("losses", {}).items()}
     return settings
+
+
+def _origin(report: CompressionReport) -> dict[str, Any]:
+    """Which original, in what a predecessor of each seed, in a folder of its own, has in common."""
+    source = hub_source(report.run)
+    return {
+        **({} if source is None else {"base_model": source}),
+        "original_blocks": report.original.num_layers,
+        "original_parameters": report.original.parameters,
+    }
 
 
 def is_original(report: CompressionReport, name: str) -> bool:
@@ -134,9 +228,7 @@ def _differing(group: _Group, others: list[_Group]) -> str:
     return "".join(f"; {name}={value}" for name, value in own.items())
 
 
-def _row(
-    key: tuple[str, str, int], members: list[tuple[CompressionReport, str]], differing: str
-) -> ComparisonRow:
+def _row(key: tuple[str, str, int], members: list[Member], differing: str) -> ComparisonRow:
     task, label, num_layers = key
     name = members[0][1]
     runs = {_identity(report, name): report for report, _ in members}
@@ -146,7 +238,7 @@ def _row(
         task=task,
         model=label + differing,
         num_layers=num_layers,
-        seeds=tuple(r.run["seed"] for r in runs.values()),
+        seeds=tuple(r.run.get("seed") for r in runs.values()),
         scores=tuple(r[name].score for r in runs.values()),
         retention=tuple(k for k in kept if k is not None) or None,
         flops_ratio=first.ratios(name)["flops"],
@@ -167,11 +259,12 @@ def _figure(
     return tuple(float(np.mean(own)) for own in values)  # type: ignore[arg-type]
 
 
-def _identity(report: CompressionReport, name: str) -> tuple[Any, float]:
+def _identity(report: CompressionReport, name: str) -> tuple[Any, float | None]:
     """Equal for one model that two reports hold; the seed of a run is not its original's."""
-    run = report.run
-    which = run.get("base_model") if is_original(report, name) else run["seed"]
-    return which, report[name].score
+    run, score = report.run, report[name].score
+    which = run.get("base_model") if is_original(report, name) else run.get("seed")
+    # NaN equals nothing, not even itself.
+    return which, None if math.isnan(score) else score
 
 
 def _mean_speedups(ratios: list[dict[str, float]]) -> dict[str, float]:

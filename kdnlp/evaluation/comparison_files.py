@@ -1,6 +1,5 @@
 """A comparison of runs for people and programs: the terminal, markdown, JSON, a page, plots."""
 
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from rich.table import Table
 from kdnlp.evaluation.against import Bounds, ComparisonTest
 from kdnlp.evaluation.comparison import ComparisonRow
 from kdnlp.evaluation.html import PageTable, page_html, read_plots
+from kdnlp.evaluation.json_text import json_text
 from kdnlp.evaluation.plots import draw_scores, save_figure
 from kdnlp.evaluation.rows import MISSING, p_value
 from kdnlp.evaluation.significance import RESAMPLES, SEED
@@ -80,7 +80,7 @@ def comparison_test_rows(tests: Sequence[ComparisonTest]) -> list[tuple[str, ...
             test.task,
             test.model,
             test.against,
-            ", ".join(map(str, test.seeds)),
+            ", ".join(MISSING if seed is None else str(seed) for seed in test.seeds),
             _spread(test.differences, 100, "+.1f"),
             _bounds(test.over_seeds),
             _bounds(test.over_rows),
@@ -107,11 +107,13 @@ def save_comparison(
 ) -> None:
     """Write `comparison.md`, `.json`, `.html`, `.png` and `.svg` into `folder`, each whole.
 
-    Of several tasks there is a plot each, `comparison-<task>.png` and `.svg`.
+    In the JSON a number that is not finite is `null`. Of several tasks there is a plot each,
+    `comparison-<task>.png` and `.svg`.
     """
+    text = json_text([_plain(row, tests) for row in rows])
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    titles = {}
+    titles: dict[str, str] = {}
     for name, own in _by_task(rows).items():
         titles[name] = f"{own[0].task}: score against latency, mean and standard deviation of runs"
         save_figure(lambda own=own: _draw(own), target, name)  # type: ignore[misc]
@@ -120,10 +122,32 @@ def save_comparison(
         cells = comparison_test_rows(tests)
         tables.append(PageTable("By chance?", TEST_HEADER, cells, note=TEST_CAPTION, texts=3))
     replace_text(target / "comparison.md", _markdown(tables, titles))
-    page = page_html(TITLE, tables, read_plots(titles, target), ())
-    replace_text(target / "comparison.html", page)
-    text = json.dumps([_plain(row, tests) for row in rows], indent=2, allow_nan=False)
-    replace_text(target / "comparison.json", f"{text}\n")
+    replace_text(target / "comparison.html", _page(rows, tests, titles, target))
+    replace_text(target / "comparison.json", text)
+
+
+def _page(
+    rows: Sequence[ComparisonRow],
+    tests: Sequence[ComparisonTest],
+    titles: dict[str, str],
+    folder: Path,
+) -> str:
+    """A section a task, with its own table and plot: a column of one task's name is room lost."""
+    tables: list[PageTable] = []
+    caption, test_caption = CAPTION, TEST_CAPTION
+    for name, own in _by_task(rows).items():
+        task = own[0].task
+        cells = [row[1:] for row in comparison_rows(own)]
+        plots = read_plots({name: titles[name]}, folder)
+        tables.append(PageTable(task, HEADER[1:], cells, note=caption, plots=plots))
+        caption = ""  # once is enough
+        tried = [test for test in tests if test.task == task]
+        if tried:
+            cells = [row[1:] for row in comparison_test_rows(tried)]
+            title = f"{task}: by chance?"
+            tables.append(PageTable(title, TEST_HEADER[1:], cells, note=test_caption, texts=2))
+            test_caption = ""
+    return page_html(TITLE, tables, ())
 
 
 def _plain(row: ComparisonRow, tests: Sequence[ComparisonTest]) -> dict[str, Any]:

@@ -10,30 +10,12 @@ from jinja2 import Environment, StrictUndefined
 from kdnlp.evaluation.plots import drawable
 from kdnlp.evaluation.report import CompressionReport
 from kdnlp.evaluation.rows import absent_lines, class_note, class_rows, rows_of
-from kdnlp.evaluation.tables import setting_line
+from kdnlp.evaluation.tables import lines_below
 
 TEMPLATE = Path(__file__).with_name("page_template.html")
 
-
-@dataclass(frozen=True)
-class PageTable:
-    """A table of a page.
-
-    Attributes:
-        title: above it; may be empty.
-        header: the names of its columns, the first of them that of the rows' labels.
-        rows: cells of text, in the order of the header.
-        hows: how each row was measured, under its label; empty where a note says it for all.
-        note: below it.
-        texts: how many of the first columns hold words, which are broken into lines.
-    """
-
-    title: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    hows: Sequence[str] = ()
-    note: str = ""
-    texts: int = 1
+MOST_ROOMY = 3
+"""A table of more columns is set small."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +31,39 @@ class PagePlot:
         return f"data:image/svg+xml;base64,{base64.b64encode(self.svg).decode()}"
 
 
-def page_html(
-    title: str, tables: Sequence[PageTable], plots: Sequence[PagePlot], notes: Sequence[str]
-) -> str:
+@dataclass(frozen=True)
+class PageTable:
+    """A table of a page.
+
+    Attributes:
+        title: above it; may be empty.
+        header: the names of its columns, the first of them that of the rows' labels.
+        rows: cells of text, in the order of the header.
+        hows: how each row was measured, under its label; empty where a note says it for all.
+        note: below it.
+        texts: how many of the first columns hold words, which are broken into lines.
+        plots: below table and note.
+    """
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    hows: Sequence[str] = ()
+    note: str = ""
+    texts: int = 1
+    plots: Sequence[PagePlot] = ()
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether it is set small, so that a window of 900 pixels shows all of its columns."""
+        return len(self.header) > MOST_ROOMY
+
+
+def page_html(title: str, tables: Sequence[PageTable], notes: Sequence[str]) -> str:
     """One HTML page without scripts, whose every text is escaped."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(title=title, tables=tables, plots=plots, notes=notes) + "\n"
+    return template.render(title=title, tables=tables, notes=notes) + "\n"
 
 
 def report_html(report: CompressionReport, folder: Path) -> str:
@@ -72,7 +80,8 @@ def report_html(report: CompressionReport, folder: Path) -> str:
             ("", *names),
             [(row.label, *row.cells) for row in rows],
             [row.how for row in rows],
-            setting_line(report),
+            " ".join(lines_below(report)),
+            plots=read_plots(drawable(report), folder),
         )
     ]
     tables += [
@@ -91,7 +100,7 @@ def report_html(report: CompressionReport, folder: Path) -> str:
             PageTable("The run", ("", ""), run, note="As the trainer recorded it.", texts=2)
         )
     title = f"{report.task}: what it cost and gained"
-    return page_html(title, tables, read_plots(drawable(report), folder), absent_lines(report))
+    return page_html(title, tables, absent_lines(report))
 
 
 def read_plots(titles: dict[str, str], folder: Path) -> list[PagePlot]:

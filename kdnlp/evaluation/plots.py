@@ -171,9 +171,7 @@ def draw_profile(profile: Profile) -> "Figure":
         promised = [each * cell.flops_per_example for cell in own.values()]
         panel.plot(promised, list(own), "k|", markersize=14, markeredgewidth=2, label=PROMISED)
         panel.set_xlim(0, max(panel.get_xlim()[1], 1.05 * max(promised)))
-        panel.set_title(
-            f"batch {base.latency.batch_size}, {base.latency.sequence_length} tokens", fontsize=9.5
-        )
+        panel.set_title(base.latency.words, fontsize=9.5)
     panels.flat[0].invert_yaxis()  # of all: they share it
     for panel in panels.flat[len(cells) :]:
         panel.set_visible(False)

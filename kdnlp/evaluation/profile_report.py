@@ -10,12 +10,11 @@ from rich.table import Table
 
 from kdnlp.evaluation.json_text import json_text
 from kdnlp.evaluation.plots import draw_profile, save_figure
-from kdnlp.evaluation.profile_tables import COSTS, Section, digits, profile_sections
+from kdnlp.evaluation.profile_tables import COSTS, Section, profile_sections
+from kdnlp.evaluation.promises import disagreement_text
 from kdnlp.evaluation.tables import markdown_table
 from kdnlp.files import replace_text
-from kdnlp.profiling.agreement import Agreement, is_too_noisy
-from kdnlp.profiling.latency import LatencyRow
-from kdnlp.profiling.parts import PART_NAMES
+from kdnlp.profiling.agreement import is_too_noisy
 from kdnlp.profiling.profile import PROFILE_JSON, Profile
 
 PROFILE_MARKDOWN, PROFILE_PLOT = "profile.md", "profile"
@@ -52,7 +51,7 @@ def disagreement_lines(profile: Profile) -> list[str]:
     if not compared:
         return []
     lines = [
-        f"{name}, {_words(cell.latency)}: {_disagreement(cell.agreement)}"
+        f"{name}, {cell.latency.words}: {disagreement_text(cell.agreement)}"
         for name, cell in profile.disagreements
         if cell.agreement is not None
     ]
@@ -102,19 +101,3 @@ def save_profile(profile: Profile, folder: str | os.PathLike[str]) -> None:
     save_figure(lambda: draw_profile(profile), target, PROFILE_PLOT)
     replace_text(target / PROFILE_MARKDOWN, markdown)
     replace_text(target / PROFILE_JSON, text)
-
-
-def _words(latency: LatencyRow) -> str:
-    return f"batch {latency.batch_size}, {latency.sequence_length} tokens"
-
-
-def _disagreement(agreement: Agreement) -> str:
-    eaten = agreement.excess_ms[agreement.eaten_by]
-    missed = "misses" if agreement.difference < 0 else "exceeds"
-    did = "takes" if agreement.difference < 0 else "saves"
-    return (
-        f"{agreement.flops_ratio:.2f}x fewer FLOPs, {agreement.speedup:.2f}x faster; it {missed} "
-        f"what they promise by {abs(agreement.difference):.0%} (allowed "
-        f"{agreement.max_difference:.0%}). Most of it is {PART_NAMES[agreement.eaten_by]}: it "
-        f"{did} {digits(abs(eaten))} ms beyond its share, of {digits(abs(agreement.gap_ms))} ms."
-    )

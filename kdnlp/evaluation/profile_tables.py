@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from kdnlp.evaluation.promises import digits
 from kdnlp.profiling.latency import LatencyRow
 from kdnlp.profiling.parts import OVERHEAD, PART_NAMES
 from kdnlp.profiling.profile import ModelProfile, Profile, ProfileCell
@@ -210,17 +211,6 @@ def _by_cell(
 
 def _shape(latency: LatencyRow) -> str:
     return f"{latency.batch_size} x {latency.sequence_length}"
-
-
-def digits(value: float) -> str:
-    """Three digits that matter, without an exponent.
-
-    >>> digits(1234.5), digits(12.345), digits(0.012345)
-    ('1234', '12.35', '0.0123')
-    """
-    if value >= 100:
-        return f"{value:.0f}"
-    return f"{value:.2f}" if value >= 1 else f"{value:.3g}"
 
 
 def _millions(number: int) -> str:

@@ -3,8 +3,9 @@
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,18 @@ from transformers import PreTrainedModel
 
 from kdnlp.data.task import Task
 from kdnlp.evaluation.fidelity import Fidelity, compare_answers
+from kdnlp.evaluation.json_text import json_text, not_a_number
 from kdnlp.evaluation.kept import (
     PREDICTIONS_FILE,
     Predictions,
     load_predictions,
     save_predictions,
 )
-from kdnlp.evaluation.module_times import measure_module_times
+from kdnlp.evaluation.module_times import ModuleTimes, measure_module_times
 from kdnlp.evaluation.significance import PairedTest
 from kdnlp.files import replace_text
 from kdnlp.models.layers import find_layers
+from kdnlp.profiling.agreement import Agreement, compare_with_flops
 from kdnlp.profiling.flops import flops_per_example
 from kdnlp.profiling.latency import LatencyRow, LatencySetting, describe_setting, measure_latency
 from kdnlp.profiling.size import count_parameters, weights_size_mb
@@ -85,6 +88,8 @@ class CompressionReport:
         absent: by name, why a figure is not in the report.
         module_ms: by model, the milliseconds that each part of it takes at the first batch size,
             where that was measured.
+        more_module_ms: the same by batch size, for those others at which a speed-up is not what the
+            FLOPs promise.
         history: what the run logged, an entry a time, each with its `step`; in `history.json`.
         predictions: by model and split, what the scores were computed from; in
             `_predictions.safetensors`, which does not go to the Hub.
@@ -106,6 +111,7 @@ class CompressionReport:
     tests: tuple[PairedTest, ...] = ()
     absent: dict[str, str] = field(default_factory=dict)
     module_ms: dict[str, dict[str, float]] = field(default_factory=dict)
+    more_module_ms: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     history: tuple[dict[str, Any], ...] = ()
     predictions: dict[str, dict[str, Predictions]] = field(
         default_factory=dict, compare=False, repr=False
@@ -135,7 +141,8 @@ class CompressionReport:
             sequence_length: tokens per example for FLOPs and latency; the default is the task's.
             batch_sizes: batch sizes of the latencies.
             max_seconds: what measuring the latencies may take, roughly.
-            run: what else the report should say, as plain values.
+            run: what else the report should say, as plain values. By `method` and `seed` among
+                them `kdnlp report` tells several runs apart.
             stack: `"encoder"` or `"decoder"`, for models that have both.
             device: where the latencies are measured; `None` is where the first model lies.
             history: what the trainer logged, `trainer.state.log_history`.
@@ -154,7 +161,7 @@ class CompressionReport:
         fidelity = compare_answers({name: metrics[name] for name in models}, task.metrics)
         rows = measure_latency(models, batch_sizes, length, device=device, max_seconds=max_seconds)
         module_ms, no_times = measure_module_times(models, rows, length, device, max_seconds)
-        return cls(
+        report = cls(
             task=task.name,
             metric_names=task.metrics,
             models=tuple(
@@ -169,6 +176,8 @@ class CompressionReport:
             history=tuple(_finite(entry) for entry in history),
             predictions=fidelity.predictions,
         )
+        at = partial(measure_module_times, sequence_length=length, device=device)
+        return replace(report, more_module_ms=_explained(report, models, rows, at))
 
     @property
     def original(self) -> ModelAccount:
@@ -191,14 +200,37 @@ class CompressionReport:
         """How many times less than the original a model takes: 2.0 means half.
 
         Keys: `parameters`, `parameters_without_embeddings`, `size_mb`, `flops`, and
-        `latency_batch_<n>` for the median latency at every batch size (the speed-up).
+        `latency_batch_<n>` for the speed-up at every batch size: the median over rounds of the two
+        times' ratio, or the ratio of the medians where no rounds were kept.
         """
         before, after = self.original, self[name]
         costs = ("parameters", "parameters_without_embeddings", "size_mb", "flops")
         ratios = {cost: _ratio(getattr(before, cost), getattr(after, cost)) for cost in costs}
         for first, second in zip(before.latency, after.latency, strict=True):
-            ratios[f"latency_batch_{first.batch_size}"] = _ratio(first.p50_ms, second.p50_ms)
+            ratios[f"latency_batch_{first.batch_size}"] = (
+                _ratio(first.p50_ms, second.p50_ms)
+                if second.speedup is None
+                else second.speedup.ratio
+            )
         return ratios
+
+    def agreements(self) -> list[tuple[str, LatencyRow, Agreement]]:
+        """The measured speed-ups beside the ratios of FLOPs: model, where, and how they agree.
+
+        Without those that were not measured round by round, and of models without FLOPs.
+        """
+        found = []
+        for position, first in enumerate(self.original.latency):
+            at = str(first.batch_size)
+            times = self.module_ms if position == 0 else self.more_module_ms.get(at, {})
+            before = times.get(self.original.name, {})
+            for model in self.models[1:]:
+                row, ratio = model.latency[position], self.ratios(model.name)["flops"]
+                if row.speedup is not None and 0 < ratio < math.inf:
+                    own = times.get(model.name, {})
+                    parts = (before, own) if own else ({}, {})
+                    found.append((model.name, row, compare_with_flops(ratio, row.speedup, *parts)))
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but history and predictions as plain values; `from_dict` reads it back."""
@@ -213,19 +245,16 @@ class CompressionReport:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "CompressionReport":
         """The report that `to_dict` described; what an earlier version left out is empty."""
-        models = [
-            ModelAccount(**{**m, "latency": tuple(LatencyRow(**row) for row in m["latency"])})
-            for m in values["models"]
-        ]
         return cls(
             task=values["task"],
             metric_names=tuple(values["metric_names"]),
-            models=tuple(models),
+            models=tuple(_account_from(model) for model in values["models"]),
             setting=LatencySetting(**values["setting"]),
             run=dict(values["run"]),
-            tests=tuple(PairedTest(**test) for test in values.get("tests", ())),
+            tests=tuple(_test_from(test) for test in values.get("tests", ())),
             absent=dict(values.get("absent", {})),
-            module_ms=dict(values.get("module_ms", {})),
+            module_ms=not_a_number(values.get("module_ms", {})),
+            more_module_ms=not_a_number(values.get("more_module_ms", {})),
         )
 
     def save(self, folder: str | os.PathLike[str]) -> None:
@@ -233,26 +262,30 @@ class CompressionReport:
 
         `report.md` and `report.html`, with the plots as PNG and SVG; `report.json`, `history.json`
         and the predictions. Each file appears under its name once it is whole, `report.json` last;
-        those of an earlier report for which there is nothing now are removed.
+        those of an earlier report for which there is nothing now are removed. In the JSON a number
+        that is not finite is `null`.
         """
         from kdnlp.evaluation.html import report_html
         from kdnlp.evaluation.plots import save_plots
         from kdnlp.evaluation.tables import report_markdown
 
+        # What cannot be written must fail before the first file of an earlier report is replaced.
+        text, history, markdown = json_text(self.to_dict()), self.history, report_markdown(self)
+        entries = json_text(history)
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         save_plots(self, target)
-        replace_text(target / REPORT_MARKDOWN, report_markdown(self))
+        replace_text(target / REPORT_MARKDOWN, markdown)
         replace_text(target / REPORT_HTML, report_html(self, target))
-        if self.history:
-            replace_text(target / HISTORY_JSON, _json(self.history))
+        if history:
+            replace_text(target / HISTORY_JSON, entries)
         else:
             (target / HISTORY_JSON).unlink(missing_ok=True)
         if self.predictions:
             save_predictions(self.predictions, target / PREDICTIONS_FILE)
         else:
             (target / PREDICTIONS_FILE).unlink(missing_ok=True)
-        replace_text(target / REPORT_JSON, _json(self.to_dict()))
+        replace_text(target / REPORT_JSON, text)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> "CompressionReport":
@@ -305,6 +338,24 @@ def _account(
     )
 
 
+def _explained(
+    report: CompressionReport,
+    models: Mapping[str, PreTrainedModel],
+    rows: Sequence[LatencyRow],
+    measure: Callable[..., tuple[ModuleTimes, dict[str, str]]],
+) -> dict[str, ModuleTimes]:
+    """The time of each part where a speed-up is not what the FLOPs promise and none is measured."""
+    more: dict[str, ModuleTimes] = {}
+    missing = [
+        (n, r.batch_size) for n, r, a in report.agreements() if a.disagrees and not a.eaten_by
+    ]
+    for size in dict.fromkeys(size for _, size in missing) if report.module_ms else ():
+        own = [report.original.name, *(name for name, at in missing if at == size)]
+        there = [row for row in rows if row.batch_size == size]
+        more[str(size)], _ = measure({name: models[name] for name in own}, there)
+    return more
+
+
 def _finite(entry: Mapping[str, Any]) -> dict[str, Any]:
     """A logged entry without what is no number: JSON has none, and no plot could show it."""
     return {
@@ -314,9 +365,17 @@ def _finite(entry: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _json(values: Any) -> str:
-    # NaN is no JSON: readers in other languages would refuse the file.
-    return f"{json.dumps(values, indent=2, allow_nan=False)}\n"
+def _account_from(values: Mapping[str, Any]) -> ModelAccount:
+    measured = ("metrics", "behaviour", "classes")
+    numbers = {name: not_a_number(values[name]) for name in measured if name in values}
+    latency = tuple(LatencyRow.from_dict(row) for row in values["latency"])
+    return ModelAccount(**{**values, **numbers, "latency": latency})
+
+
+def _test_from(values: Mapping[str, Any]) -> PairedTest:
+    # Of McNemar's numbers `None` says that there are none.
+    measured = ("difference", "low", "high", "p_bootstrap")
+    return PairedTest(**{**values, **{name: not_a_number(values[name]) for name in measured}})
 
 
 def _ratio(before: float, after: float) -> float:

@@ -1,6 +1,6 @@
 """The rows of a report: a label, a cell for every model, and how the figures were measured."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 from kdnlp.evaluation.behaviour import CALIBRATION_BINS
@@ -68,7 +68,7 @@ def class_note(report: CompressionReport, split: str) -> str:
     of = "the rows of a class that were given it"
     if report.run.get("task_kind") == "multi_label_classification":
         of = "all rows, on which having the label or not was decided rightly"
-    if report.run.get("task_kind") == "token_classification":
+    if _is_tagging(report):
         of = "the words with a tag that were given it"
     left_out = f" The {MOST_CLASSES} of {count} classes with the most rows."
     return f"Percent of {of}.{left_out if count > MOST_CLASSES else ''}"
@@ -116,11 +116,27 @@ def _what_a_metric_is(report: CompressionReport, name: str) -> str:
 
 def _measured_on(report: CompressionReport, split: str) -> str:
     rows = report.original.behaviour.get(split, {}).get("rows")
-    count = "" if rows is None else f"{rows:.0f} labelled rows of the "
-    seed, chosen = report.run.get("seed"), report.run.get("selected_on")
+    what = "words with a tag" if _is_tagging(report) else "labelled rows"
+    count = "" if rows is None else f"{rows:.0f} {what} of the "
+    seed = report.run.get("seed")
     which = "" if seed is None else f", seed {seed}"
-    flattered = f"; the checkpoint was chosen by {chosen} on it, which flatters it"
-    return f"On the {count}{split} split, once{which}{flattered if chosen else ''}."
+    return f"On the {count}{split} split, once{which}{_flattered(report, split)}."
+
+
+def _flattered(report: CompressionReport, split: str) -> str:
+    chosen, splits = report.run.get("selected_on"), list(report.original.metrics)
+    if not chosen:
+        return ""
+    on = splits[0] if len(splits) == 1 else report.run.get("selected_on_split")
+    if on is None:
+        return f"; the checkpoint was chosen by {chosen} on one of the splits, which flatters it"
+    if on != split:
+        return f"; the checkpoint was chosen on {on}"
+    return f"; the checkpoint was chosen by {chosen} on it, which flatters it"
+
+
+def _is_tagging(report: CompressionReport) -> bool:
+    return report.run.get("task_kind") == "token_classification"
 
 
 _FIGURES = {
@@ -128,14 +144,14 @@ _FIGURES = {
         "agreement with the {original}, %",
         100,
         "{:.1f}",
-        "The share of rows that the model answers as the {original} does, rightly or wrongly.",
+        "The share of {items} that the model answers as the {original} does, rightly or wrongly.",
     ),
     "kl_divergence": (
         "KL from the {original}, nats",
         1,
         "{:.3f}",
         "Kullback-Leibler divergence of the model's predicted probabilities from the {original}'s "
-        "at temperature 1, the mean over rows, and over labels where a row has several.",
+        "at temperature 1, the mean over {items}, and over labels where a row has several.",
     ),
     "correlation": (
         "correlation with the {original}",
@@ -162,14 +178,15 @@ _FIGURES = {
 
 
 def _behaviour(report: CompressionReport) -> Iterator[ReportRow]:
+    words = {"original": report.original.name, "items": "words" if _is_tagging(report) else "rows"}
     for split in report.original.metrics:
         for name, (label, factor, form, how) in _FIGURES.items():
             found = [model.behaviour.get(split, {}) for model in report.models]
             if any(name in figures for figures in found):
                 yield ReportRow(
-                    f"{label.format(original=report.original.name)}{_of_split(report, split)}",
+                    f"{label.format(**words)}{_of_split(report, split)}",
                     tuple(form.format(factor * f[name]) if name in f else MISSING for f in found),
-                    f"{how.format(original=report.original.name)} {_measured_on(report, split)}",
+                    f"{how.format(**words)} {_measured_on(report, split)}",
                 )
 
 
@@ -178,8 +195,9 @@ def _tests(report: CompressionReport, against: str) -> list[ReportRow]:
     if not tests:
         return []
     first = next(iter(tests.values()))
+    units = "sentences" if _is_tagging(report) else "rows"
     bootstrap = (
-        f"{first.resamples} draws of the {first.rows} rows with replacement, the same for both, "
+        f"{first.resamples} draws of the {first.rows} {units} with replacement, the same for both, "
         f"seed {first.seed}"
     )
     rows = [
@@ -188,7 +206,7 @@ def _tests(report: CompressionReport, against: str) -> list[ReportRow]:
             tuple(_difference(tests.get(model.name)) for model in report.models),
             f"Score minus the {against}'s, in percentage points; in brackets the 95% interval of "
             f"the paired bootstrap (Efron and Tibshirani 1993): {bootstrap}. It tells what other "
-            "rows might have given, not what another seed would.",
+            f"{units} might have given, not what another seed would.",
         )
     ]
     mcnemar = any(test.p_mcnemar is not None for test in tests.values())
@@ -261,6 +279,7 @@ def _costs(report: CompressionReport) -> Iterator[ReportRow]:
 
 def _latencies(report: CompressionReport) -> Iterator[ReportRow]:
     setting = report.setting
+    flagged = {(name, row.batch_size) for name, row, a in report.agreements() if a.disagrees}
     threads = "1 thread" if setting.threads == 1 else f"{setting.threads} threads"
     for position, latency in enumerate(report.original.latency):
         repeats = min(model.latency[position].repeats for model in report.models)
@@ -270,23 +289,42 @@ def _latencies(report: CompressionReport) -> Iterator[ReportRow]:
                 report,
                 f"latency_batch_{latency.batch_size}",
                 lambda m, at=position: _latency(m, at),  # type: ignore[misc]
+                {name for name, size in flagged if size == latency.batch_size},
             ),
             f"Median and 95th percentile of at least {repeats} forward passes after warm-up, the "
             f"models taking turns, {setting.sequence_length} tokens without padding, on "
             f"{setting.device}, {threads}, {setting.dtype}, {setting.attention} attention. No "
-            f"percentile of fewer than {MIN_REPEATS_P95} passes.",
+            f"percentile of fewer than {MIN_REPEATS_P95} passes.{_rounds(report, position)}",
         )
 
 
-def _with_ratio(
-    report: CompressionReport, quantity: str, value: Callable[[ModelAccount], str]
-) -> tuple[str, ...]:
-    return tuple(
-        value(model)
-        if model is report.original
-        else f"{value(model)} ({report.ratios(model.name)[quantity]:.2f}x)"
+def _rounds(report: CompressionReport, position: int) -> str:
+    """How the speed-ups were measured, with their intervals."""
+    found = [
+        f"{model.name} {speedup.low:.2f} to {speedup.high:.2f} ({speedup.confidence:.0%})"
         for model in report.models
+        if (speedup := model.latency[position].speedup) is not None
+    ]
+    if not found:
+        return ""
+    return (
+        f" Times faster: the median over rounds of the {report.original.name}'s time over the "
+        f"model's; intervals by bootstrap over the rounds: {', '.join(found)}. With a !: not what "
+        "the FLOPs promise."
     )
+
+
+def _with_ratio(
+    report: CompressionReport,
+    quantity: str,
+    value: Callable[[ModelAccount], str],
+    flagged: Collection[str] = (),
+) -> tuple[str, ...]:
+    cells = []
+    for model in report.models:
+        ratio = f"{report.ratios(model.name)[quantity]:.2f}x{' !' * (model.name in flagged)}"
+        cells.append(value(model) if model is report.original else f"{value(model)} ({ratio})")
+    return tuple(cells)
 
 
 def _of_split(report: CompressionReport, split: str) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
+from kdnlp.evaluation.promises import promise_lines
 from kdnlp.evaluation.report import CompressionReport
 from kdnlp.evaluation.rows import absent_lines, class_note, class_rows, rows_of
 
@@ -28,7 +29,9 @@ def how_table(report: CompressionReport) -> list[str]:
 
 def report_table(report: CompressionReport) -> Table:
     """The report as a table for the terminal."""
-    table = Table(title=f"{report.task}: what it cost and gained", caption=setting_line(report))
+    table = Table(
+        title=f"{report.task}: what it cost and gained", caption=" ".join(lines_below(report))
+    )
     table.add_column("")
     for model in report.models:
         table.add_column(model.name, justify="right")
@@ -43,7 +46,9 @@ def report_markdown(report: CompressionReport) -> str:
 
     names = [model.name for model in report.models]
     lines = [f"# {report.task}: what it cost and gained", ""]
-    lines += [*markdown_table(("", *names), report_rows(report)), "", setting_line(report), ""]
+    lines += [*markdown_table(("", *names), report_rows(report)), ""]
+    for line in lines_below(report):
+        lines += [line, ""]
     for split in report.original.classes:
         rows = class_rows(report, split)
         if rows:
@@ -63,6 +68,11 @@ def markdown_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> list
     """Lines of a markdown table whose columns, but for the first, are aligned to the right."""
     rule = [":--", *["--:"] * (len(header) - 1)]
     return _table(header, rule, rows)
+
+
+def lines_below(report: CompressionReport) -> list[str]:
+    """What stands below the table: how it was measured, and where FLOPs and latency disagree."""
+    return [setting_line(report), *promise_lines(report)]
 
 
 def setting_line(report: CompressionReport) -> str:

@@ -11,7 +11,7 @@ from kdnlp.data.preparation import KINDS
 from kdnlp.evaluation.plots import drawable
 from kdnlp.evaluation.report import CompressionReport, ModelAccount
 from kdnlp.evaluation.rows import absent_lines
-from kdnlp.evaluation.tables import how_table, markdown_table, report_rows, setting_line
+from kdnlp.evaluation.tables import how_table, lines_below, markdown_table, report_rows
 from kdnlp.hub.sections import (
     how_to_call,
     limits,
@@ -60,7 +60,7 @@ def build_card(
         repo_id=repo_id,
         summary=summary(report, name),
         table=markdown_table(("measured", *(m.name for m in report.models)), report_rows(report)),
-        setting=setting_line(report),
+        setting="\n\n".join(lines_below(report)),
         scores=scores(report, name),
         plots=drawable(report),
         hows=how_table(report),

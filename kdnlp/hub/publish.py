@@ -43,7 +43,8 @@ def publish_results(
         max_seconds: what measuring the latencies may take, roughly.
         license: the model's licence by its Hub id; `None` is that of the base model, where its
             card says one.
-        **run: further plain values for the report, such as the `command`.
+        **run: further plain values for the report, such as the `command`. `kdnlp report` pools no
+            runs that differ in `init_layers`, `student`, `teachers` or `teacher_dtype`.
 
     Returns:
         The report, on the main process; `None` on the others.

@@ -7,6 +7,7 @@ from kdnlp.data.glue import HUB_DATASET
 from kdnlp.data.preparation import KINDS
 from kdnlp.data.synthetic import SYNTHETIC_TASKS
 from kdnlp.evaluation.report import CompressionReport
+from kdnlp.evaluation.rows import p_value
 
 BASELINE = "baseline"
 
@@ -46,23 +47,43 @@ def scores(report: CompressionReport, name: str) -> str:
         f"{run['seed']}."
     ]
     if run["selected_on"]:
-        parts.append(
-            f"The checkpoint was chosen by {run['selected_on']} on the same split, which flatters "
-            "it."
+        on = (
+            f"on {run.get('selected_on_split') or 'one of them'}" if plural else "on the same split"
         )
+        parts.append(f"The checkpoint was chosen by {run['selected_on']} {on}, which flatters it.")
     if any(model.name == BASELINE for model in report.models) and name != BASELINE:
         own, plain = (100 * report[model].score for model in (name, BASELINE))
-        gain = own - plain
-        verdict = (
-            f"the {METHODS[run['method']]} gained {gain:+.1f} points over it"
-            if gain > 0
-            else f"the {METHODS[run['method']]} gained nothing over it ({gain:+.1f} points)"
-        )
         parts.append(
             f"`{BASELINE}` is what plain fine-tuning makes of the same initial model in the same "
-            f"number of steps: {plain:.1f}% against {own:.1f}%, so {verdict}."
+            f"number of steps: {plain:.1f}% against {own:.1f}%. {_gain(report, name)}"
         )
     return " ".join(parts)
+
+
+def _gain(report: CompressionReport, name: str) -> str:
+    """What a model gained over the baseline, and whether that is more than chance."""
+    method = METHODS[report.run["method"]]
+    test = next((t for t in report.tests if (t.model, t.against) == (name, BASELINE)), None)
+    if test is None:
+        gain = 100 * (report[name].score - report[BASELINE].score)
+        return (
+            f"That is {gain:+.1f} points for the {method}; whether it is more than chance was not "
+            "tested."
+        )
+    equals = "" if test.p_bootstrap < 0.001 else "= "
+    facts = (
+        f"95% interval {100 * test.low:+.1f} to {100 * test.high:+.1f}, p {equals}"
+        f"{p_value(test.p_bootstrap)}, by the paired bootstrap over rows"
+    )
+    points = f"{abs(100 * test.difference):.1f} points"
+    if test.low > 0:
+        return f"The {method} gained {points} over it ({facts})."
+    if test.high < 0:
+        return f"The {method} lost {points} to it ({facts})."
+    return (
+        f"The {method}'s {100 * test.difference:+.1f} points over it are not told apart from "
+        f"chance ({facts})."
+    )
 
 
 def origin_rows(report: CompressionReport) -> Iterator[tuple[str, str]]:

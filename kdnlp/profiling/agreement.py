@@ -26,7 +26,7 @@ class Agreement:
             that noise raises no alarm.
         excess_ms: milliseconds by part beyond the reference's over `flops_ratio`. They sum to the
             whole gap, and are below 0 where a part is faster than the FLOPs say.
-        eaten_by: the part with most of the gap.
+        eaten_by: the part with most of the gap; `None` where no part was measured.
     """
 
     flops_ratio: float
@@ -35,7 +35,7 @@ class Agreement:
     max_difference: float
     disagrees: bool
     excess_ms: dict[str, float]
-    eaten_by: str
+    eaten_by: str | None
 
     @property
     def gap_ms(self) -> float:
@@ -55,7 +55,7 @@ def compare_with_flops(
     Args:
         flops_ratio: FLOPs of the reference over those of the model; above 0.
         speedup: of the model over the reference.
-        reference_ms: the reference's milliseconds by part, as `ModuleTime.parts`.
+        reference_ms: the reference's milliseconds by part, as `ModuleTime.parts`; may be empty.
         model_ms: those of the model, by the same parts.
         max_difference: the share by which the speed-up may miss the ratio; at least 0.
 
@@ -77,7 +77,7 @@ def compare_with_flops(
         max_difference=max_difference,
         disagrees=_certain_difference(flops_ratio, speedup) > max_difference,
         excess_ms=excess,
-        eaten_by=(max if slower else min)(excess, key=lambda part: excess[part]),
+        eaten_by=(max if slower else min)(excess, key=lambda part: excess[part], default=None),
     )
 
 

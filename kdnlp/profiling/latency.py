@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel
 from kdnlp.profiling.forward import example_inputs
 from kdnlp.profiling.placed import device_name, placed
 from kdnlp.profiling.rounds import check_rounds, time_rounds
+from kdnlp.profiling.speedup import Speedup, measure_speedup
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class LatencyRow:
         repeats: timed forward passes.
         p90_ms: 90th percentile, in milliseconds; `None` in reports from before it was kept.
         p99_ms: 99th percentile, in milliseconds; likewise.
+        speedup: over the first of the models that took turns; `None` for itself, where one was
+            measured alone, and in reports from before it was kept.
     """
 
     model: str
@@ -42,6 +46,18 @@ class LatencyRow:
     repeats: int
     p90_ms: float | None = None
     p99_ms: float | None = None
+    speedup: Speedup | None = None
+
+    @property
+    def words(self) -> str:
+        """Batch size and length, for a sentence."""
+        return f"batch {self.batch_size}, {self.sequence_length} tokens"
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "LatencyRow":
+        """The row that `asdict` described; what an earlier version left out is `None`."""
+        speedup = values.get("speedup")
+        return cls(**{**values, "speedup": None if speedup is None else Speedup(**speedup)})
 
 
 @dataclass(frozen=True)
@@ -92,7 +108,7 @@ def measure_latency(
             timed ones that a batch size always gets.
 
     Returns:
-        A row per batch size and model, in that order.
+        A row per batch size and model, in that order, with the speed-up over the first model.
 
     Raises:
         ValueError: if there is nothing to measure, a number is too small, the sequence exceeds a
@@ -113,8 +129,22 @@ def measure_latency(
                 name: example_inputs(model, size, sequence_length) for name, model in there.items()
             }
             times = time_rounds(there, inputs, target, num_warmup, num_repeats, seconds)
-            rows += [latency_row(name, size, sequence_length, ms) for name, ms in times.items()]
+            rows += _rows_of_turns(times, size, sequence_length)
     return rows
+
+
+def _rows_of_turns(
+    times: Mapping[str, Sequence[float]], batch_size: int, sequence_length: int
+) -> list[LatencyRow]:
+    """A row for each model, all but the first of them with its speed-up over the first."""
+    first, *others = (latency_row(n, batch_size, sequence_length, ms) for n, ms in times.items())
+    return [
+        first,
+        *(
+            replace(row, speedup=measure_speedup(times[first.model], times[row.model]))
+            for row in others
+        ),
+    ]
 
 
 def latency_row(

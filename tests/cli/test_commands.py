@@ -456,6 +456,7 @@ def test_the_best_checkpoint_of_a_task_with_two_validation_splits(encoder, tmp_p
     run("finetune", "--model", encoder, *flags)
     report = CompressionReport.load(tmp_path / "out")
     assert list(report["model"].metrics) == ["validation_matched", "validation_mismatched"]
+    assert report.run["selected_on_split"] == "validation_matched"
 
 
 @pytest.mark.parametrize(
@@ -509,6 +510,9 @@ def test_a_student_of_its_own_takes_the_teachers_labels(finetuned, tmp_path):
     config = read_json(out / "config.json")
     assert config["num_hidden_layers"] == 1
     assert config["id2label"] == {"0": "negative", "1": "positive"}
+    recorded = CompressionReport.load(out).run
+    assert (recorded["student"], recorded["teacher_dtype"]) == ("encoder", "float32")
+    assert "init_layers" not in recorded
 
 
 def test_a_student_of_its_own_with_another_depth_is_refused(
@@ -529,6 +533,7 @@ def test_the_named_blocks_are_the_ones_that_are_copied(finetuned, tmp_path):
     assert torch.equal(successor[block.format(0)], predecessor[block.format(0)])
     assert torch.equal(successor[block.format(1)], predecessor[block.format(2)])
     assert block.format(2) not in successor
+    assert CompressionReport.load(tmp_path).run["init_layers"] == [0, 2]
 
 
 @pytest.mark.parametrize("value", ["0,x", "middle", "0,9"])

@@ -87,6 +87,9 @@ def test_one_report_and_one_front_hold_all_of_them(ladder_of_two):
         ("3 layers", "teacher"),
         ("1 layer", "teacher"),
     ]
+    settings = {"method": "distillation", "seed": 42, "ladder": "3,1", "init_layers": "first"}
+    assert settings.items() <= report.run.items()
+    assert report.run["base_model"] == own.run["base_model"]
     assert "| 1 layer | 1 |" in (ladder_of_two / "pareto.md").read_text()
     with Image.open(ladder_of_two / "pareto.png") as image:
         assert image.width > 1000
@@ -358,6 +361,7 @@ def test_several_teachers_are_learned_from_as_one(teachers, tmp_path):
     alone = report["models"][0]["metrics"]["validation"]
     assert together["loss"] != alone["loss"]
     assert report["run"]["more_teachers"] == [teachers[1].name]
+    assert report["run"]["teachers"] == ["not told"]
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"several teachers, `{teachers[0].name}` and `{teachers[1].name}`, which" in card
 

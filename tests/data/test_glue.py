@@ -91,6 +91,7 @@ def test_official_files_give_the_hubs_columns_and_ids(tmp_path, task):
     splits = load_glue_raw(task, tmp_path)
     description = GLUE_TASKS[task]
     assert list(splits) == ["train", *description.eval_splits]
+    assert {name: str(split.split) for name, split in splits.items()} == {s: s for s in splits}
     assert len(splits["train"]) == 2
     row = splits["train"][0]
     assert row[description.text_columns[0]].rstrip() == TEXT

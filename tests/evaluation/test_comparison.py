@@ -9,7 +9,12 @@ from test_report import account, small_report
 
 from kdnlp.evaluation.against import judge
 from kdnlp.evaluation.comparison import compare
-from kdnlp.evaluation.comparison_files import comparison_rows, save_comparison
+from kdnlp.evaluation.comparison_files import (
+    comparison_rows,
+    comparison_test_rows,
+    save_comparison,
+)
+from kdnlp.evaluation.report import CompressionReport
 
 
 def run(method, seed, scores, layers=2):
@@ -107,6 +112,101 @@ def test_settings_of_a_loss_keep_runs_apart():
     assert "successor (theseus: hidden); loss hidden={'layer_map': 'last'}" in labels
 
 
+HUB = {"base_model": "m/a", "base_model_on_hub": True}
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "shown"),
+    [
+        (HUB, {**HUB, "base_model": "m/b"}, "base_model=m/b"),
+        ({**HUB, "base_model_revision": "1"}, {**HUB, "base_model_revision": "2"}, "m/a@2"),
+        (
+            {"base_model": "s1", "base_model_on_hub": False, "base_model_from": ["m/a"]},
+            {"base_model": "s1", "base_model_on_hub": False, "base_model_from": ["m/b"]},
+            "base_model=m/b",
+        ),
+        ({"train_rows": 3668}, {"train_rows": 200}, "train_rows=200"),
+        ({"init_layers": "first"}, {"init_layers": [1, 3]}, "init_layers=[1, 3]"),
+        ({"student": "m/a"}, {"student": "m/b"}, "student=m/b"),
+        ({"selected_on": "score"}, {"selected_on": None}, "selected_on=None"),
+    ],
+)
+def test_what_a_run_started_from_keeps_it_and_its_baseline_apart(ours, theirs, shown):
+    runs = [replace(r, run={**r.run, **own}) for r, own in zip(RUNS, (ours, theirs), strict=False)]
+    rows = {row.model: row.seeds for row in compare(runs)}
+    for name in ("successor (theseus)", "baseline"):
+        assert [seeds for model, seeds in rows.items() if model.startswith(name)] == [(1,), (2,)]
+        assert any(model.startswith(name) and shown in model for model in rows)
+
+
+@pytest.mark.parametrize("fact", [{"teacher_dtype": "float16"}, {"teachers": ["m/b"]}])
+def test_what_is_learned_from_keeps_students_apart_and_their_baselines_together(fact):
+    more = replace(RUNS[1], run={**RUNS[1].run, **fact})
+    rows = {row.model: row.seeds for row in compare([RUNS[0], more])}
+    assert rows["baseline"] == (1, 2)
+    assert len([model for model in rows if model.startswith("successor")]) == 2
+
+
+def test_a_predecessor_per_seed_in_a_folder_of_its_own_is_one_setting():
+    origins = [
+        {"base_model": f"s{n}", "base_model_on_hub": False, "base_model_from": ["m/a"]}
+        for n in (1, 2)
+    ]
+    runs = [replace(r, run={**r.run, **o}) for r, o in zip(RUNS, origins, strict=False)]
+    assert [(row.model, row.seeds) for row in compare(runs)] == [
+        ("predecessor", (1, 2)),
+        ("successor (theseus)", (1, 2)),
+        ("baseline", (1, 2)),
+    ]
+
+
+def test_originals_and_students_of_other_sizes_are_kept_apart():
+    other = RUNS[1].models
+    wide = replace(RUNS[1], models=(replace(other[0], parameters=101), *other[1:]))
+    assert [len(row.scores) for row in compare([RUNS[0], wide])] == [1] * 6
+    wide = replace(RUNS[1], models=(other[0], replace(other[1], parameters=51), other[2]))
+    assert [row.seeds for row in compare([RUNS[0], wide])] == [(1, 2), (1,), (2,), (1, 2)]
+
+
+def test_one_seed_that_gave_two_scores_is_refused():
+    twice = [run("theseus", 1, (0.8, 0.76)), run("theseus", 1, (0.8, 0.60))]
+    with pytest.raises(ValueError, match=r"seed 1 whose successor scored 76\.0% and 60\.0%"):
+        compare(twice)
+
+
+def test_a_report_that_tells_nothing_of_its_run_is_compared():
+    bare = CompressionReport.from_dict(small_report(run={}).to_dict())
+    rows = compare([bare, RUNS[0], bare])
+    assert [(row.model, row.seeds) for row in rows] == [
+        ("predecessor", (None,)),
+        ("successor", (None,)),
+        ("successor (theseus)", (1,)),
+        ("baseline", (1,)),
+    ]
+    tests = judge(rows, against="predecessor")
+    assert comparison_test_rows(tests)[0][:4] == ("t", "successor", "predecessor", "-")
+    # Two that tell no seed are no pair.
+    assert judge(compare([bare, replace(RUNS[2], run={"method": "distillation"})])) == []
+
+
+def test_two_reports_that_nothing_tells_apart_are_told_what_they_lack():
+    bare = [replace(run("theseus", 1, (0.8, score)), run={}) for score in (0.76, 0.60)]
+    with pytest.raises(ValueError, match=r"with no seed whose .* that says method and seed"):
+        compare(bare)
+
+
+def test_baselines_of_one_seed_that_differ_stay_with_their_own_runs():
+    runs = [run("theseus", 1, (0.8, 0.76, 0.70)), run("distillation", 1, (0.8, 0.72, 0.71))]
+    rows = {row.model: row.scores for row in compare(runs)}
+    assert rows["baseline; beside=successor (theseus)"] == (0.70,)
+    assert rows["baseline; beside=student (distillation)"] == (0.71,)
+    sweep = [
+        with_settings(run("theseus", 1, (0.8, 0.76, score)), temperature=temperature)
+        for temperature, score in ((2.0, 0.70), (4.0, 0.71))
+    ]
+    assert {r.model: r.scores for r in compare(sweep)}["baseline; temperature=4.0"] == (0.71,)
+
+
 def test_the_original_of_several_seeds_is_one_run():
     runs = [run("theseus", seed, (0.8, 0.7 + seed / 100)) for seed in (1, 2, 3)]
     assert [len(row.scores) for row in compare(runs)] == [1, 3]
@@ -131,6 +231,14 @@ def test_the_files_hold_the_printed_numbers(tmp_path):
         assert f"| {' | '.join(cells)} |" in text
     saved = json.loads((tmp_path / "comparison.json").read_text())
     assert saved[0]["scores"] == [0.8, 0.9]
+
+
+def test_a_score_that_is_no_number_is_counted_once_and_costs_no_file(tmp_path):
+    run_without = run("theseus", 1, (0.8, float("nan")))
+    rows = compare([run_without, replace(run_without)])
+    assert [row.seeds for row in rows] == [(1,), (1,)]
+    save_comparison(rows, tmp_path)
+    assert json.loads((tmp_path / "comparison.json").read_text())[1]["scores"] == [None]
 
 
 def behaving(report, agreement, error):

@@ -180,6 +180,35 @@ def test_a_saved_report_is_read_back_whole(tmp_path):
     }  # fmt: skip
 
 
+def test_a_number_that_is_not_finite_costs_no_file(tmp_path):
+    values = {**metrics(math.nan)["validation"], "loss": math.inf}
+    models = (
+        account("predecessor", 0.8, 10.0),
+        replace(account("successor", 0, 4.0, 50, 2), metrics={"validation": values}),
+        account("baseline", 0.7, 4.0, 0),  # without FLOPs: an infinite ratio
+    )
+    tests = (PairedTest("successor", "baseline", *[math.nan] * 4, 1, 2, None, 9, 2, 0),)
+    history = ({"step": 1, "loss": math.nan},)
+    small_report(models=models, tests=tests, history=history).save(tmp_path)
+    saved = json.loads((tmp_path / "report.json").read_text())
+    assert saved["models"][1]["metrics"]["validation"]["loss"] is None
+    read = CompressionReport.load(tmp_path)
+    assert math.isnan(read["successor"].score)
+    assert math.isnan(read["successor"].metrics["validation"]["loss"])
+    assert math.isnan(read.tests[0].p_bootstrap)
+    assert read.tests[0].p_mcnemar is None
+    assert read["baseline"].score == pytest.approx(0.7)
+    assert "| accuracy, % | 80.0 | nan | 70.0 |" in report_markdown(read)
+
+
+def test_what_is_no_json_fails_before_a_file_of_an_earlier_report_is_replaced(tmp_path):
+    small_report().save(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        small_report(task="other", run={"seed": 3, "folder": tmp_path}).save(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_the_plot_is_a_picture_of_readable_size(tmp_path):
     small_report().save(tmp_path)
     with Image.open(tmp_path / "report.png") as picture:
@@ -292,6 +321,37 @@ def test_every_figure_says_how_it_was_measured():
     assert "| no | 7 | 71.4 | 57.1 | 42.9 |" in text
     for name in ("report", "training", "module_time"):
         assert f"]({name}.png)" in text
+
+
+@pytest.mark.parametrize(
+    ("split", "matched", "mismatched"),
+    [
+        (
+            "m",
+            "once; the checkpoint was chosen by f1 on it, which",
+            "once; the checkpoint was chosen on m.",
+        ),
+        (None, "by f1 on one of the splits, which flatters it.", "by f1 on one of the splits, whi"),
+    ],
+)
+def test_only_the_split_that_chose_the_checkpoint_is_called_flattered(split, matched, mismatched):
+    both = {name: metrics(0.8)["validation"] for name in ("m", "mm")}
+    models = tuple(replace(model, metrics=both) for model in small_report().models)
+    run = {"selected_on": "f1", "selected_on_split": split}
+    hows = dict(how_measured(small_report(models=models, run=run)))
+    assert matched in hows["accuracy, % (m)"]
+    assert mismatched in hows["accuracy, % (mm)"]
+
+
+def test_of_tags_the_figures_are_shares_of_words_and_the_draws_of_sentences():
+    report = full_report()
+    tagging = replace(report, run={**report.run, "task_kind": "token_classification"})
+    hows = dict(how_measured(tagging))
+    agreement = hows["agreement with the teacher, %"]
+    assert agreement.startswith("The share of words that the model answers")
+    assert "On the 14 words with a tag of the validation split" in agreement
+    assert "the mean over words" in hows["KL from the teacher, nats"]
+    assert "draws of the 14 sentences" in hows["score above the baseline, points [95%]"]
 
 
 def test_of_very_many_classes_the_largest_are_shown():

@@ -9,8 +9,10 @@ from settings import TRAINER_ROWS, build_trainer, tiny_model
 from kdnlp.data.glue import GLUE_TASKS
 from kdnlp.data.task import Task
 from kdnlp.evaluation.report import CompressionReport
+from kdnlp.evaluation.significance import PairedTest
 from kdnlp.hub.card import build_card
 from kdnlp.hub.publish import publish_results
+from kdnlp.profiling.speedup import Speedup
 from kdnlp.uploads.card_check import check_card
 
 TASK = Task("own", ("text",), ("no", "yes"), ("accuracy",), max_length=8)
@@ -37,6 +39,17 @@ def publish(row, folder, task=TASK, base_model="org/base", **overrides):
     }
     report = publish_results(trainer, models, metrics, task, base_model, max_seconds=0.1)
     return trainer, report, ModelCard.load(folder / "README.md")
+
+
+def test_the_card_points_out_a_speed_up_that_the_flops_do_not_explain(tmp_path):
+    _, report, _ = publish("theseus", tmp_path)
+    slow = Speedup(0.5, 0.49, 0.51, 0.95, 30)
+    first, second = report.models
+    rows = tuple(replace(row, speedup=slow) for row in second.latency)
+    flagged = replace(report, models=(first, replace(second, latency=rows)))
+    text = build_card(flagged, "successor", "me/small").text
+    assert "FLOPs and latency disagree: successor, batch 1, 8 tokens: " in text
+    assert "fewer FLOPs, 0.50x faster; it misses what they promise by" in text
 
 
 def test_the_card_beside_the_model_has_metadata_that_the_hub_accepts(tmp_path):
@@ -86,6 +99,7 @@ def test_a_checkpoint_chosen_on_the_measured_split_is_confessed(tmp_path):
     }
     _, report, card = publish("distillation", tmp_path, **chosen)
     assert report.run["selected_on"] == "loss"
+    assert report.run["selected_on_split"] == "validation"
     assert "chosen by loss on the same split, which flatters it" in card.text
 
 
@@ -169,17 +183,48 @@ def test_every_glue_task_has_a_whole_card(report, name):
     assert "not of its test server" in card.text
 
 
+def paired(low, high, p, difference=0.06):
+    return (PairedTest("successor", "baseline", difference, low, high, p, 9, 2, None, 99, 2000, 0),)
+
+
 @pytest.mark.parametrize(
-    ("baseline", "said"),
+    ("baseline", "tests", "said"),
     [
-        (0.70, "70.0% against 76.0%, so the BERT-of-Theseus module replacement gained +6.0"),
-        (0.79, "gained nothing over it (-3.0 points)"),
+        (
+            0.70,
+            paired(0.01, 0.11, 0.0312),
+            "70.0% against 76.0%. The BERT-of-Theseus module replacement gained 6.0 points over it "
+            "(95% interval +1.0 to +11.0, p = 0.031, by the paired bootstrap over rows).",
+        ),
+        (0.70, paired(0.01, 0.11, 0.0001), "p <0.001, by"),
+        (0.79, paired(-0.05, -0.01, 0.01, -0.03), "replacement lost 3.0 points to it (95% int"),
+        (
+            0.759,
+            paired(-0.02, 0.022, 0.9, 0.001),
+            "replacement's +0.1 points over it are not told apart from chance (95% interval -2.0",
+        ),
+        (0.759, (), "That is +0.1 points for the BERT-of-Theseus module replacement; whether it"),
     ],
 )
-def test_what_the_method_gained_over_the_baseline_is_said(report, baseline, said):
+def test_what_the_method_gained_over_the_baseline_is_said_with_its_test(
+    report, baseline, tests, said
+):
     plain = replace(report["successor"], name="baseline", metrics=scores(baseline))
-    card = build_card(replace(report, models=(*report.models, plain)), "successor", "me/x")
-    assert said in card.text
+    with_both = replace(report, models=(*report.models, plain), tests=tests)
+    assert said in build_card(with_both, "successor", "me/x").text
+
+
+@pytest.mark.parametrize(
+    ("split", "said"),
+    [
+        ("validation_matched", "chosen by score on validation_matched, which flatters it"),
+        (None, "chosen by score on one of them, which flatters it"),
+    ],
+)
+def test_the_one_split_that_chose_the_checkpoint_is_named(report, split, said):
+    own = glue_report(report, "mnli")
+    run = {**own.run, "selected_on": "score", "selected_on_split": split}
+    assert said in build_card(replace(own, run=run), "successor", "me/x").text
 
 
 def test_the_exact_command_is_shown_where_there_was_one(report):

@@ -92,6 +92,17 @@ def test_all_models_see_the_same_full_batches(fake):
         assert not (inputs["input_ids"] == models["a"].config.pad_token_id).any()
 
 
+def test_a_speed_up_is_over_the_first_model_round_by_round(fake):
+    models = models_named("a", "b")
+    # Every round takes longer than the last, and model b half as long as model a in each.
+    fake(models, lambda name, _, turn: (1.0 if name == "a" else 0.5) * (1 + turn // 2))
+    first, second = measure_latency(models, (1,), sequence_length=4, num_repeats=9)
+    assert first.speedup is None
+    speedup = second.speedup
+    assert (speedup.ratio, speedup.low, speedup.high) == pytest.approx((2.0, 2.0, 2.0))
+    assert (speedup.rounds, speedup.confidence) == (9, 0.95)
+
+
 def test_medians_are_over_timed_passes_and_not_over_warm_up(fake):
     models = models_named("a", "b")
     # Warm-up passes take a second or two; then 1, 4, 9, ... ms, and model b twice as long.
