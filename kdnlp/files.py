@@ -68,6 +68,8 @@ def replace_folder(partial: Path, target: Path) -> None:
     sync_folder(partial)
     old = partial.with_name(f"{partial.name}.old")
     if target.exists():
+        # Left by a process that was killed while it removed what had made way.
+        shutil.rmtree(old, ignore_errors=True)
         os.replace(target, old)
     os.replace(partial, target)
     _sync(target.parent)

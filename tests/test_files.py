@@ -70,3 +70,12 @@ def test_a_folder_takes_the_place_of_one_that_is_there(tmp_path):
     replace_folder(tmp_path / "new", tmp_path / "old")
     assert names(tmp_path) == ["old"]
     assert names(tmp_path / "old") == ["new"]
+
+
+def test_what_a_killed_process_left_of_an_older_folder_does_not_stop_the_next(tmp_path):
+    for name in ("new", "old", "new.old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    replace_folder(tmp_path / "new", tmp_path / "old")
+    assert names(tmp_path) == ["old"]
+    assert names(tmp_path / "old") == ["new"]

@@ -17,7 +17,7 @@ _GROUPS = {
     "trainers": "The trainers, on `transformers.Trainer`.",
     "profiling": "Parameters, FLOPs, latency and memory.",
     "evaluation": "Metrics and reports.",
-    "compression": "Pruning, quantization and export.",
+    "compression": "Exports to other formats and fewer bits, and the gate that checks them.",
     "uploads": "What may go to the Hub, and whether a card is whole.",
     "hub": "Model cards, publishing, submissions to GLUE's server.",
     "cli": "What a script of your own shares with the commands.",

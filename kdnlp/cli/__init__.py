@@ -4,10 +4,17 @@ This file only finds the command; `kdnlp --help` loads no torch.
 """
 
 import argparse
+import linecache
+import logging
+import re
+import traceback
 from collections.abc import Sequence
 from importlib import import_module
 
 import kdnlp
+from kdnlp.cli.secrets import hide_tokens
+
+logger = logging.getLogger(__name__)
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("demo", "compress a small model on a built-in task, in minutes and offline"),
@@ -24,8 +31,19 @@ COMMANDS: dict[str, tuple[str, str]] = {
 """Name of each command, the module here whose `main(command, argv)` runs it, and what it does."""
 
 
+_SAY_WHAT_IS_WRONG = ("kdnlp", "transformers", "huggingface_hub", "datasets", "json")
+"""The packages that read what the user names, and raise errors about it."""
+
+_MEANT = (ValueError, TypeError, ImportError, RuntimeError, FloatingPointError)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a command of `COMMANDS`."""
+    """Run a command of `COMMANDS`.
+
+    Raises:
+        SystemExit: with status 1 and a message, if the command cannot do what was asked for; its
+            cause is the error. With status 2 for flags that make no sense.
+    """
     parser = argparse.ArgumentParser(
         prog="kdnlp",
         description="Compress a fine-tuned transformer, and account for what it cost and gained.",
@@ -40,4 +58,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the command's own arguments")
     parsed = parser.parse_args(argv)
     module = import_module(f"kdnlp.cli.{COMMANDS[parsed.command][0]}")
-    module.main(parsed.command, parsed.arguments)
+    try:
+        module.main(parsed.command, parsed.arguments)
+    except Exception as error:
+        if not is_meant_for_people(error):
+            raise
+        logger.debug("This is where it was raised:", exc_info=True)
+        message = hide_tokens(str(error) or type(error).__name__)
+        raise SystemExit(f"kdnlp {parsed.command}: {message}") from error
+
+
+def is_meant_for_people(error: Exception) -> bool:
+    """Whether an error says what is wrong with what was given, or else is a defect of the code.
+
+    Files, disk and network may fail at any place. Of the other errors those count that a package
+    raises by a statement, as ours does when it refuses something; what an operation gives, such as
+    an index out of range or tensors of two shapes, needs its traceback.
+    """
+    if isinstance(error, OSError):
+        return True
+    if not isinstance(error, _MEANT):
+        return False
+    frame, line = list(traceback.walk_tb(error.__traceback__))[-1]
+    package = str(frame.f_globals.get("__name__")).partition(".")[0]
+    source = linecache.getline(frame.f_code.co_filename, line, frame.f_globals)
+    return package in _SAY_WHAT_IS_WRONG and re.search(r"\braise\b", source) is not None

@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
 from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -14,12 +12,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kdnlp.cli.options import DataOptions, ExportOptions
 from kdnlp.cli.parsing import parse_arguments
 from kdnlp.cli.steps import load_task
-from kdnlp.compression.export import EXPORT_JSON, FORMATS, check_target, export_model
+from kdnlp.compression.export import FORMATS, check_target, export_model
 from kdnlp.compression.settings import ExportSettings
 from kdnlp.data.preparation import prepare
 from kdnlp.hub.origin import model_name
-from kdnlp.loading import load_config, load_model, load_tokenizer
-from kdnlp.models.pretrained import in_model_order, load_finetuned
+from kdnlp.loading import load_tokenizer
+from kdnlp.models.pretrained import in_model_order, load_as_saved, load_finetuned
+from kdnlp.weights import EXPORT_JSON
 
 DESCRIPTION = (
     "Export a fine-tuned model: to an ONNX graph for any batch size and length, in float32 or "
@@ -96,20 +95,14 @@ def load_any(name: str, **loading: Any) -> tuple[PreTrainedModel, PreTrainedToke
     Raises:
         ValueError: if it names none, or the weights lack a part of it.
     """
-    classes = load_config(name, **loading).architectures or ["none"]
-    own_class = getattr(transformers, classes[0], None)
-    if own_class is None:
+    model = load_as_saved(name, **loading)
+    if model.base_model is model:
         raise ValueError(
-            f"Expected {name} to name a class of transformers in its configuration, got "
-            f"{classes[0]}. Nothing says what its weights are. Pass the --task that it is for."
+            f"Expected {name} to name a class of transformers with a head in its configuration, "
+            f"got {', '.join(model.config.architectures or ['none'])}. Nothing says what its "
+            "weights are. Pass the --task that it is for."
         )
-    model, found = load_model(own_class, name, dtype=torch.float32, **loading)
-    if found["missing_keys"]:
-        raise ValueError(
-            f"The weights of {name} lack {', '.join(sorted(found['missing_keys'])[:4])}, which "
-            "would start at random. Fine-tune it first."
-        )
-    return model.eval(), load_tokenizer(name, **loading)
+    return model, load_tokenizer(name, **loading)
 
 
 def print_facts(facts: dict[str, Any]) -> None:
@@ -122,7 +115,10 @@ def print_facts(facts: dict[str, Any]) -> None:
         for metric, value in values.items():
             ours = metrics["export"][split][metric]
             table.add_row(f"{split} {metric}, %", f"{100 * value:.1f}", f"{100 * ours:.1f}")
-    for key, label in (("size_mb", "weights, MB"), ("evaluation_seconds", "evaluation, s")):
+    for key, label in (
+        ("size_mb", "weights, MB"),
+        ("evaluation_seconds", "evaluation, once, s"),
+    ):
         if key in facts:
             table.add_row(label, *(f"{facts[key][name]:.1f}" for name in ("original", "export")))
     Console().print(table)

@@ -59,7 +59,7 @@ class DataOptions:
 
 @dataclass(kw_only=True)
 class ModelOptions:
-    """Which revision of a model on the Hub, whether its code may run, and what licence follows."""
+    """Which revision of a model on the Hub, and whether its code may run."""
 
     group_title: ClassVar[str] = "model"
 
@@ -73,6 +73,14 @@ class ModelOptions:
             "What is saved carries the code along."
         },
     )
+
+
+@dataclass(kw_only=True)
+class TrainedOptions(ModelOptions):
+    """What licence the model that is trained gets."""
+
+    group_title: ClassVar[str] = "licence"
+
     license: str | None = field(
         default=None,
         metadata={
@@ -88,7 +96,7 @@ class ModelOptions:
 
 
 @dataclass(kw_only=True)
-class FinetuneOptions(ModelOptions):
+class FinetuneOptions(TrainedOptions):
     """What to fine-tune."""
 
     group_title: ClassVar[str] = "what to fine-tune"
@@ -117,7 +125,7 @@ class ExportOptions(ModelOptions):
 
 
 @dataclass(kw_only=True)
-class SmallerOptions(ModelOptions):
+class SmallerOptions(TrainedOptions):
     """What a smaller model starts from and learns, and what its report measures."""
 
     group_title: ClassVar[str] = "what it starts from and learns, and what the report measures"

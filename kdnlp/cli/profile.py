@@ -1,51 +1,52 @@
 """`kdnlp profile`: what models cost, side by side, and where their time goes."""
 
 import argparse
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-import transformers
 from rich.console import Console
 from torch import nn
 from transformers import PreTrainedModel
 
 from kdnlp.evaluation.profile_report import (
     disagreement_lines,
-    profile_sections,
     profile_setting_line,
     save_profile,
     section_table,
 )
-from kdnlp.loading import load_config, load_model
+from kdnlp.evaluation.profile_tables import profile_sections
+from kdnlp.models.onnx_graph import ONNX_FILE
+from kdnlp.models.pretrained import load_as_saved
 from kdnlp.profiling.agreement import MAX_DISAGREEMENT
 from kdnlp.profiling.profile import Profile, profile_models
 from kdnlp.profiling.runtimes import RUNTIMES, RuntimeRow, check_runtimes, compare_runtimes
+from kdnlp.weights import is_export_of, read_export
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-GRAPHS = ("model.onnx", "onnx/model.onnx")
+EXPORTS = (".", "onnx")
 """Where in a model's folder an exported graph may lie."""
+
+logger = logging.getLogger(__name__)
 
 
 def main(command: str, argv: Sequence[str]) -> None:
     """Run the command with its arguments."""
-    parser = build_parser(command)
-    options = parser.parse_args(argv)
-    try:
-        profile = run(options)
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
+    options = build_parser(command).parse_args(argv)
+    profile = run(options)
     console = Console()
     for section in profile_sections(profile):
         console.print(section_table(section))
+        console.print()
     for line in (*disagreement_lines(profile), profile_setting_line(profile)):
         console.print(line, highlight=False)
     if options.output_dir is not None:
         save_profile(profile, options.output_dir)
-        console.print(f"profile.json, profile.md and profile.png are in {options.output_dir}.")
+        console.print(f"profile.json, profile.md and the plot are in {options.output_dir}.")
 
 
 def build_parser(command: str = "profile") -> argparse.ArgumentParser:
@@ -69,17 +70,21 @@ def build_parser(command: str = "profile") -> argparse.ArgumentParser:
         type=words,
         default="",
         help=f"also compare each model in these, the first as reference: {','.join(RUNTIMES)}; "
-        "ONNX takes the model.onnx in the model's folder, or exports one",
+        "ONNX takes the float32 graph in the model's folder that was exported from these weights, "
+        "or exports one",
     )
     flag("--num_repeats", type=int, default=30, help="timed rounds a batch size and length")
-    flag("--max_seconds", type=float, default=120.0, help="for the rounds, shared by all of them")
+    flag("--max_seconds", type=float, default=120.0, help="for all rounds together")
     flag(
         "--max_disagreement",
         type=float,
         default=MAX_DISAGREEMENT,
         help="share by which a speed-up may miss the ratio of FLOPs before that is pointed out",
     )
-    flag("--output_dir", help="also write profile.json, profile.md and profile.png there")
+    flag(
+        "--output_dir",
+        help="also write profile.json, .md, .png and .svg there",
+    )
     flag("--trust_remote_code", action="store_true", help="run Python code that a model brings")
     return parser
 
@@ -100,7 +105,12 @@ def run(options: argparse.Namespace) -> Profile:
     paths = model_names(options.models)
     device = find_device(options.device)
     models = {
-        name: nn.Module.to(load_any(path, DTYPES[options.dtype], options.trust_remote_code), device)
+        name: nn.Module.to(
+            load_as_saved(
+                path, dtype=DTYPES[options.dtype], trust_remote_code=options.trust_remote_code
+            ),
+            device,
+        )
         for name, path in paths.items()
     }
     profile = profile_models(
@@ -108,7 +118,7 @@ def run(options: argparse.Namespace) -> Profile:
         options.batch_sizes,
         options.lengths,
         num_repeats=options.num_repeats,
-        max_seconds=options.max_seconds,
+        max_seconds=seconds_each(options),
         max_disagreement=options.max_disagreement,
         folders={name: path for name, path in paths.items() if os.path.isdir(path)},
     )
@@ -123,7 +133,6 @@ def runtime_rows(
     """Every model in every runtime that the flags name."""
     rows: list[RuntimeRow] = []
     for name, model in models.items():
-        graphs = [Path(paths[name], graph) for graph in GRAPHS]
         rows += compare_runtimes(
             model,
             options.runtimes,
@@ -131,25 +140,32 @@ def runtime_rows(
             options.batch_sizes,
             options.lengths,
             num_repeats=options.num_repeats,
-            max_seconds=options.max_seconds,
-            graph=next((graph for graph in graphs if graph.is_file()), None),
+            max_seconds=seconds_each(options),
+            graph=own_graph(Path(paths[name])),
         )
     return rows
 
 
-def load_any(name: str, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
-    """A model with the head that its configuration names, or without one, in eval mode.
+def own_graph(folder: Path) -> Path | None:
+    """The graph in a model's folder that is the model in float32, by what its export says."""
+    for place in (folder / name for name in EXPORTS):
+        graph = place / ONNX_FILE
+        if not graph.is_file():
+            continue
+        if read_export(place).get("precision") == "float32" and is_export_of(place, folder):
+            return graph
+        logger.warning(
+            "%s is left alone, and a graph written for the measurement: export.json beside it does "
+            "not say that it is these weights in float32.",
+            graph,
+        )
+    return None
 
-    Raises:
-        ValueError: if it needs code of its own that is not trusted.
-        OSError: if it is not there, or its weights are not in safetensors.
-    """
-    config = load_config(name, trust_remote_code=trust_remote_code)
-    architecture = (getattr(config, "architectures", None) or ["AutoModel"])[0]
-    own = getattr(transformers, architecture, transformers.AutoModel)
-    model, _ = load_model(own, name, dtype=dtype, trust_remote_code=trust_remote_code)
-    found: PreTrainedModel = model.eval()
-    return found
+
+def seconds_each(options: argparse.Namespace) -> float:
+    """The share of --max_seconds for the models side by side, and for the runtimes of each."""
+    comparisons = 1 + (len(options.models) if options.runtimes else 0)
+    return float(options.max_seconds) / comparisons
 
 
 def model_names(paths: Sequence[str]) -> dict[str, str]:

@@ -1,18 +1,22 @@
 """`kdnlp submit`: the answers of your models to GLUE's test rows, as its server takes them."""
 
 import argparse
-import sys
+import logging
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from datasets import DatasetDict
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from rich.console import Console
 from rich.table import Table
 from transformers import TrainingArguments
 
 from kdnlp.data.glue import GLUE_TASKS
 from kdnlp.data.glue_unlabelled import load_glue_test
+from kdnlp.evaluation.report import REPORT_JSON, CompressionReport
 from kdnlp.hub.submission import (
     SERVER_FILES,
     ServerFile,
@@ -26,6 +30,8 @@ from kdnlp.hub.submission import (
 from kdnlp.models.pretrained import load_finetuned
 from kdnlp.trainers.output_dir import decided_by_main_process
 
+logger = logging.getLogger(__name__)
+
 DESCRIPTION = (
     "Answer GLUE's test rows with your models, and write the zip that https://gluebenchmark.com "
     "takes: CoLA, SST-2, MRPC, STS-B, QQP, MNLI (matched and mismatched), QNLI, RTE, WNLI, and the "
@@ -36,13 +42,10 @@ DESCRIPTION = (
 def main(command: str, argv: Sequence[str]) -> None:
     """Run the command with its arguments."""
     options = _parser(command).parse_args(argv)
-    try:
-        models = parse_models(options.models)
-        check_all_tasks(models, options.fill)
-        answers = answer_all(models, options)
-        path = decided_by_main_process(lambda: _written(options.output, answers))
-    except (ValueError, OSError) as error:
-        sys.exit(f"kdnlp {command}: {error}")
+    models = parse_models(options.models)
+    check_all_tasks(models, options.fill)
+    answers = answer_all(models, options)
+    path = decided_by_main_process(lambda: _written(options.output, answers))
     Console().print(overview(models))
     Console().print(f"{path} is whole, and ready for the server.", soft_wrap=True)
 
@@ -64,6 +67,12 @@ def _parser(command: str) -> argparse.ArgumentParser:
         "--fill",
         action="store_true",
         help="answer tasks without a model by one constant, which scores as badly as it sounds",
+    )
+    parser.add_argument(
+        "--max_length",
+        type=int,
+        help="most tokens an example may have, of every model; default what its report says that "
+        "it was trained with, or without one the task's",
     )
     parser.add_argument("--batch_size", type=int, default=64, help="default 64")
     parser.add_argument("--use_cpu", action="store_true", help="leave a GPU alone")
@@ -124,6 +133,9 @@ def answer_task(
     """What one model answers, by file."""
     task = GLUE_TASKS[name]
     model, tokenizer = load_finetuned(place, task, trust_remote_code=options.trust_remote_code)
+    length = options.max_length
+    if length is None:
+        length = trained_length(place)
     with tempfile.TemporaryDirectory() as folder:
         args = TrainingArguments(
             folder,
@@ -134,9 +146,44 @@ def answer_task(
             report_to=[],
         )
         return {
-            file.name: answer(file, rows[file.task][file.split], model, task, tokenizer, args)
+            file.name: answer(
+                file, rows[file.task][file.split], model, task, tokenizer, args, length
+            )
             for file in files_of(name)
         }
+
+
+def trained_length(place: str) -> int | None:
+    """The most tokens of an example in a model's training, by the report beside it.
+
+    Args:
+        place: the model's folder or Hub id.
+
+    Returns:
+        The number; `None` where there is no report, or none that says it.
+
+    Raises:
+        ValueError: if what lies there is no report.
+    """
+    path = Path(place, REPORT_JSON)
+    if not os.path.isdir(place):
+        try:
+            path = Path(hf_hub_download(place, REPORT_JSON))
+        except EntryNotFoundError as error:
+            if isinstance(error, LocalEntryNotFoundError):  # nobody could be asked
+                logger.warning(
+                    "Whether %s has a report is not known: its rows are cut at the task's length, "
+                    "unless --max_length says at which it was trained.",
+                    place,
+                )
+            return None
+    if not path.is_file():
+        return None
+    try:
+        length: int | None = CompressionReport.load(path.parent).run.get("max_length")
+    except ValueError as error:
+        raise ValueError(f"{error} Or say with --max_length how long its rows were.") from error
+    return length
 
 
 def overview(models: dict[str, str]) -> Table:

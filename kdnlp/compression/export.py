@@ -31,6 +31,7 @@ from kdnlp.models.heads import task_kind
 from kdnlp.models.onnx_graph import (
     DEFAULT_OPSET,
     ONNX_FILE,
+    ONNX_PACKAGES,
     OnnxModel,
     check_exportable,
     export_onnx,
@@ -38,11 +39,9 @@ from kdnlp.models.onnx_graph import (
     require_onnx,
 )
 from kdnlp.profiling.size import BYTES_PER_MB, weights_size_mb
+from kdnlp.weights import EXPORT_JSON, SOURCE_DIGEST, read_export, weights_digest
 
 logger = logging.getLogger(__name__)
-
-EXPORT_JSON = "export.json"
-"""What an export says of itself; it lies beside the model."""
 
 _GATE_SIZES = (1, 7, 2, 16)
 """Rows in the batches of the gate, in turn: a size that the graph had kept fixed would show."""
@@ -175,22 +174,28 @@ def export_model(
 def check_target(target: Path) -> None:
     """Raise `ValueError` if a folder holds anything that is no export's: it would be replaced."""
     old = target.with_name(f"_partial-{target.name}.old")
-    if old.exists() and not target.exists():
+    if old.exists() and target.exists():
+        shutil.rmtree(old)  # an export that was killed while it removed the older one
+    elif old.exists():
         os.replace(old, target)  # an export that was killed while it took the older one's place
     if not target.exists():
         return
     if not target.is_dir():
         raise ValueError(f"output_dir {target} must be a folder, got a file. Choose another name.")
     there = {str(path.relative_to(target)) for path in target.rglob("*") if path.is_file()}
-    report = target / EXPORT_JSON
-    known = json.loads(report.read_text(encoding="utf-8"))["files"] if report.is_file() else []
-    others = sorted(there - {*known, EXPORT_JSON})
+    others = sorted(there - _files_of_export(target))
     if others:
         raise ValueError(
             f"output_dir {target} must be new, empty or an earlier export, got a folder with "
             f"{', '.join(others[:3])}. An export replaces its whole folder, and that would be "
             "lost. Choose another output_dir."
         )
+
+
+def _files_of_export(folder: Path) -> set[str]:
+    """What an export wrote into a folder, by its own account; nothing where that is not one."""
+    files = read_export(folder).get("files")
+    return {EXPORT_JSON, *map(str, files)} if isinstance(files, list) else set()
 
 
 def _write_checked(
@@ -217,6 +222,7 @@ def _write_checked(
     facts = {
         "model": source.name,
         "architecture": type(source.model).__name__,
+        SOURCE_DIGEST: weights_digest(source.model.state_dict().values()),
         "format": settings.format,
         "precision": settings.precision,
         **more,
@@ -238,7 +244,7 @@ def _write_checked(
 def _scores(
     source: Source, original: LogitsOf, exported: LogitsOf, settings: ExportSettings
 ) -> dict[str, Any]:
-    """What both score on the whole splits, and how long their logits took there."""
+    """What both score on the whole splits, and how long their logits took there, in one pass."""
     if source.task is None:
         return {}
     metrics, seconds = {}, {}
@@ -250,6 +256,7 @@ def _scores(
         "task": source.task.name,
         "metrics": metrics,
         "evaluation_seconds": seconds,
+        "evaluation_passes": 1,
         "threads": torch.get_num_threads(),
     }
 
@@ -296,7 +303,7 @@ def _write_onnx(source: Source, folder: Path, settings: ExportSettings) -> dict[
     # Else an error of the graph would pass as one of rounding, which is allowed far more.
     before = check_equal(
         model_logits(source.model),
-        OnnxModel(graph),
+        _graph(graph),
         source.batches(),
         source.kind,
         TOLERANCES["float32"],
@@ -326,7 +333,12 @@ def _write_int8(source: Source, folder: Path, settings: ExportSettings) -> dict[
 
 
 def _load_onnx(source: Source, folder: Path) -> LogitsOf:
-    return OnnxModel(folder / ONNX_FILE)
+    return _graph(folder / ONNX_FILE)
+
+
+def _graph(path: Path) -> OnnxModel:
+    # As many threads as the model has: their times stand beside each other.
+    return OnnxModel(path, threads=torch.get_num_threads())
 
 
 def _load_model(source: Source, folder: Path) -> LogitsOf:
@@ -346,7 +358,7 @@ FORMATS: dict[str, Format] = {
         require_onnx,
         _write_onnx,
         _load_onnx,
-        (*_TORCH, "onnx", "onnxruntime", "onnxscript"),
+        (*_TORCH, *ONNX_PACKAGES),
         plain=False,
     ),
     "safetensors": Format(lambda: None, _write_safetensors, _load_model, _TORCH),

@@ -16,6 +16,8 @@ import numpy as np
 from kdnlp.evaluation.pareto import cost_axes, pareto_front
 from kdnlp.evaluation.report import CompressionReport
 from kdnlp.files import written_whole
+from kdnlp.profiling.parts import PART_NAMES
+from kdnlp.profiling.profile import Profile
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,6 +28,7 @@ MARKERS = "osD^vPX*"
 HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo")
 
 FRONT = "none better for its cost"
+PROMISED = "promised by the FLOPs"
 
 WIDTH = 7.0
 FORMATS = ("png", "svg")
@@ -140,10 +143,48 @@ def draw_module_times(module_ms: Mapping[str, Mapping[str, float]], title: str =
         module_ms: by model, the milliseconds of its parts by name.
         title: what was measured, above the plot.
     """
-    parts = list(dict.fromkeys(part for own in module_ms.values() for part in own))
-    legend = _Legend([part.replace("_", "-") for part in parts])
+    legend = _Legend(list(dict.fromkeys(_part_name(p) for own in module_ms.values() for p in own)))
     figure, panels = _panels(1, 1, 1.0 + 0.5 * len(module_ms) + legend.height)
-    panel, ends = panels.flat[0], np.zeros(len(module_ms))
+    panel = panels.flat[0]
+    _draw_stacks(panel, module_ms)
+    panel.invert_yaxis()
+    panel.set_title(title)
+    legend.draw(figure, panel)
+    return figure
+
+
+def draw_profile(profile: Profile) -> "Figure":
+    """The time of each model's parts as stacked bars, a panel for each batch size and length.
+
+    A mark stands where the FLOPs promise that the bar ends.
+    """
+    cells = profile.reference.cells
+    columns = min(3, len({cell.latency.batch_size for cell in cells}))
+    lines = -(-len(cells) // columns)
+    legend = _Legend([*PART_NAMES.values(), PROMISED])
+    height = lines * (0.8 + 0.4 * len(profile.models)) + legend.height
+    figure, panels = _panels(lines, columns, height, sharey=True)
+    for position, (panel, base) in enumerate(zip(panels.flat, cells, strict=False)):
+        own = {model.name: model.cells[position] for model in profile.models}
+        _draw_stacks(panel, {name: cell.time.parts for name, cell in own.items()}, room=0.25)
+        each = base.latency.p50_ms / base.flops_per_example
+        promised = [each * cell.flops_per_example for cell in own.values()]
+        panel.plot(promised, list(own), "k|", markersize=14, markeredgewidth=2, label=PROMISED)
+        panel.set_xlim(0, max(panel.get_xlim()[1], 1.05 * max(promised)))
+        panel.set_title(base.latency.words, fontsize=9.5)
+    panels.flat[0].invert_yaxis()  # of all: they share it
+    for panel in panels.flat[len(cells) :]:
+        panel.set_visible(False)
+    legend.draw(figure, panels.flat[0])
+    return figure
+
+
+def _draw_stacks(
+    panel: "Axes", module_ms: Mapping[str, Mapping[str, float]], room: float = 0.12
+) -> None:
+    """Bars of milliseconds by part, with their ends written in the room beyond the longest."""
+    parts = list(dict.fromkeys(part for own in module_ms.values() for part in own))
+    ends = np.zeros(len(module_ms))
     for position, part in enumerate(parts):
         values = np.array([own.get(part, 0.0) for own in module_ms.values()])
         panel.barh(
@@ -151,21 +192,22 @@ def draw_module_times(module_ms: Mapping[str, Mapping[str, float]], title: str =
             values,
             left=ends,
             height=0.6,
-            label=part.replace("_", "-"),
+            label=_part_name(part),
             color=COLOURS[position % len(COLOURS)],
             hatch=HATCHES[position % len(HATCHES)],
             edgecolor="white",
         )
         ends = ends + values
     for row, end in enumerate(ends):
-        panel.annotate(f"{end:.1f}", (end, row), (4, 0), textcoords="offset points", va="center")
-    panel.set_xlim(0, 1.12 * max(ends) or 1)
+        text = f"{end:.1f}" if end < 100 else f"{end:.0f}"
+        panel.annotate(text, (end, row), (4, 0), textcoords="offset points", va="center")
+    panel.set_xlim(0, (1 + room) * max(ends) or 1)
     panel.set_xlabel("time of a forward pass, ms")
-    panel.invert_yaxis()
     panel.grid(axis="y", visible=False)
-    panel.set_title(title)
-    legend.draw(figure, panel)
-    return figure
+
+
+def _part_name(part: str) -> str:
+    return PART_NAMES.get(part, part.replace("_", "-"))
 
 
 def _draw_report(report: CompressionReport) -> "Figure":

@@ -91,6 +91,7 @@ def answer(
     task: Task,
     tokenizer: PreTrainedTokenizerBase,
     args: TrainingArguments,
+    max_length: int | None = None,
 ) -> list[str]:
     """What a model answers to the rows of a file, as the server reads it.
 
@@ -101,17 +102,20 @@ def answer(
         task: the task, in any order of labels.
         tokenizer: the model's own.
         args: batch size, precision and device; every process must call this.
+        max_length: most tokens an example may have, as when the model was trained; default the
+            task's.
 
     Returns:
         An answer for every row, in their order.
 
     Raises:
-        ValueError: if there are more or fewer rows than the server has, or a prediction is NaN.
+        ValueError: if there are more or fewer rows than the server has, the tokenizer allows fewer
+            tokens, or a prediction is NaN.
     """
     check_rows(file, rows)
     task = in_model_order(task, model.config)
     check_tokenizer(tokenizer)
-    length = resolve_max_length(task, tokenizer, None)
+    length = resolve_max_length(task, tokenizer, max_length)
     tokens = encode_unlabelled(rows, file.split, task, tokenizer, length)
     with evaluating(model):
         trainer = Trainer(model, args, data_collator=build_collator(task, tokenizer))

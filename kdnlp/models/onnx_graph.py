@@ -29,16 +29,18 @@ ONNX_FILE = "model.onnx"
 EXPORTABLE = (*SEQUENCE_TASKS, "token_classification", "question_answering", "masked_lm")
 """The kinds of task whose graphs take token ids alone and give logits alone."""
 
-_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
+ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
+"""What writes and runs a graph."""
+
 _ONE_FILE_BYTES = 1_900_000_000  # a file of ONNX may hold 2 GiB
 
 
 def require_onnx() -> None:
     """Raise `ImportError` unless the packages of the extra `onnx` are there."""
-    missing = [name for name in _PACKAGES if find_spec(name) is None]
+    missing = [name for name in ONNX_PACKAGES if find_spec(name) is None]
     if missing:
         raise ImportError(
-            f"ONNX needs {', '.join(_PACKAGES)}, got no {', '.join(missing)}. No graph can be "
+            f"ONNX needs {', '.join(ONNX_PACKAGES)}, got no {', '.join(missing)}. No graph can be "
             "written or run without them. Install them: pip install 'kdnlp[onnx]'."
         )
 

@@ -95,6 +95,36 @@ def load_for_finetuning(
     return model, _matching_tokenizer(name, model, kwargs)
 
 
+def load_as_saved(name: str, **kwargs: Any) -> PreTrainedModel:
+    """Load a model with the head that its configuration names, whatever it is for.
+
+    Args:
+        name: a Hub id or a folder. Where its configuration names no class of transformers, the
+            model has no head.
+        **kwargs: as in `load_finetuned`.
+
+    Returns:
+        The model, in eval mode.
+
+    Raises:
+        ValueError: if the weights lack a part of the model, or it needs code of its own that is
+            not trusted.
+        OSError: if it is not there, or its weights are not in safetensors.
+    """
+    name = _check_folder(name)
+    classes = load_config(name, **kwargs).architectures or ["AutoModel"]
+    own_class = getattr(transformers, classes[0], transformers.AutoModel)
+    model, found = load_model(own_class, name, **{"dtype": torch.float32, **kwargs})
+    if found["missing_keys"]:
+        raise ValueError(
+            f"The weights of {name} lack {', '.join(sorted(found['missing_keys'])[:4])}, which "
+            "would start at random. Fine-tune it first, or name the class that it was saved from "
+            "as `architectures` in its config.json."
+        )
+    loaded: PreTrainedModel = model.eval()
+    return loaded
+
+
 def load_ensemble(
     paths: Sequence[str | os.PathLike[str]],
     task: Task,

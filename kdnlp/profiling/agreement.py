@@ -81,6 +81,12 @@ def compare_with_flops(
     )
 
 
+def is_too_noisy(agreement: Agreement, speedup: Speedup) -> bool:
+    """Whether a speed-up may be as far from the ratio of FLOPs as is reported, or may not."""
+    ends = (abs(end / agreement.flops_ratio - 1) for end in (speedup.low, speedup.high))
+    return not agreement.disagrees and max(ends) > agreement.max_difference
+
+
 def check_max_difference(max_difference: float) -> None:
     """Raise `ValueError` if a share of disagreement is not one."""
     if not max_difference >= 0:

@@ -1,5 +1,6 @@
 """One model in several runtimes side by side: eager, SDPA, compiled, ONNX Runtime, also in int8."""
 
+import math
 import os
 import shutil
 import tempfile
@@ -14,15 +15,13 @@ import torch
 from transformers import PreTrainedModel
 
 from kdnlp.models.modes import evaluating
-from kdnlp.models.onnx_graph import export_onnx, quantize_onnx
+from kdnlp.models.onnx_graph import export_onnx, quantize_onnx, require_onnx
 from kdnlp.profiling.forward import example_inputs
 from kdnlp.profiling.latency import LatencyRow, latency_row
 from kdnlp.profiling.onnx_session import OnnxSession
 from kdnlp.profiling.placed import sharing_copy
 from kdnlp.profiling.rounds import check_rounds, time_rounds
 from kdnlp.profiling.speedup import Speedup, measure_speedup
-
-ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 
 _COMPILERS = ("g++", "clang++", "cl")
 
@@ -41,7 +40,8 @@ class RuntimeRow:
         latency: its time; `None` where the runtime could not run it.
         speedup: over the first runtime that ran, round by round; `None` for that one.
         max_difference: the largest distance of a logit, or of a number of the first output, from
-            that of the first runtime that ran.
+            that of the first runtime that ran; `None` for that one, NaN where a number is not
+            finite.
         missing: why it could not run, or `None`.
     """
 
@@ -56,11 +56,15 @@ class RuntimeRow:
     def from_dict(cls, values: Mapping[str, Any]) -> "RuntimeRow":
         """The row that `dataclasses.asdict` described."""
         latency, speedup = values["latency"], values["speedup"]
+        difference = values["max_difference"]
+        if speedup is not None and difference is None:
+            difference = math.nan  # which JSON has no word for
         return cls(
             **{
                 **values,
                 "latency": None if latency is None else LatencyRow(**latency),
                 "speedup": None if speedup is None else Speedup(**speedup),
+                "max_difference": difference,
             }
         )
 
@@ -200,7 +204,8 @@ def _rows(
     reference = next(iter(times))
     for runtime, milliseconds in times.items():
         compared = runtime != reference
-        distance = float(np.abs(outputs[runtime] - outputs[reference]).max())
+        with np.errstate(invalid="ignore"):  # of two infinities
+            distance = float(np.abs(outputs[runtime] - outputs[reference]).max())
         rows.append(
             RuntimeRow(
                 model=name,
@@ -271,9 +276,10 @@ RUNTIMES: dict[str, Callable[[_Source], _Call]] = {
 
 def _graph(source: _Source) -> Path:
     """The model's ONNX file, written if need be, once."""
-    absent = [package for package in ONNX_PACKAGES if find_spec(package) is None]
-    if absent:
-        raise RuntimeMissingError(f"{', '.join(absent)} not installed; pip install 'kdnlp[onnx]'")
+    try:
+        require_onnx()
+    except ImportError as error:
+        raise RuntimeMissingError(_first_line(error)) from error
     if source.model.device.type != "cpu":
         raise RuntimeMissingError("ONNX Runtime is compared on a CPU only; pass --device cpu")
     if source.model.dtype != torch.float32:

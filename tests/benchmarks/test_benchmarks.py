@@ -3,11 +3,16 @@
 import copy
 import importlib
 import json
+import runpy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+
+from kdnlp.profiling import profile
+from kdnlp.profiling.speedup import Speedup
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted(
@@ -95,6 +100,41 @@ def test_profile_agrees(capsys):
     assert all(
         ("DISAGREE" in line) != results[key] for line, key in zip(lines, results, strict=True)
     )
+
+
+@pytest.mark.parametrize(("ratio", "status"), [(0.0, 0), (1e6, 1)])
+def test_a_disagreement_is_the_status_of_the_script(ratio, status, monkeypatch, capsys):
+    """With intervals that hold every ratio, or that no bare loop can meet."""
+
+    def measured(*arguments, **options):
+        profile = profile_models(*arguments, **options)
+        speedup = Speedup(1.0, ratio, 1e9, 0.95, 6)
+        models = [
+            replace(model, cells=tuple(replace(cell, speedup=speedup) for cell in model.cells))
+            for model in profile.models
+        ]
+        return replace(profile, models=tuple(models))
+
+    profile_models = profile.profile_models
+    monkeypatch.setattr(profile, "profile_models", measured)
+    sizes = ("--teacher_layers", "2", "--hidden_size", "64", "--depths", "1", "--length", "8")
+    quick = ("--batch_sizes", "2", "--repeats", "1", "--rounds", "6")
+    monkeypatch.setattr("sys.argv", ["profile_agrees", *sizes, *quick])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(ROOT / "benchmarks" / "profile_agrees.py"), run_name="__main__")
+    assert stopped.value.code == status
+    assert ("DISAGREE" in capsys.readouterr().out) == bool(status)
+
+
+@pytest.mark.slow
+def test_the_profile_finds_the_speed_ups_that_a_bare_loop_finds(capsys):
+    """In most repeats: one of them may have been disturbed between the two."""
+    sizes = ("--teacher_layers", "12", "--hidden_size", "256", "--depths", "6,3", "--length", "32")
+    results = run("profile_agrees", *sizes, "--batch_sizes", "4", "--repeats", "3")
+    for depth in ("6", "3"):
+        agreed = [agrees for (_, _, name), agrees in results.items() if name == depth]
+        assert len(agreed) == 3
+        assert sum(agreed) >= 2, capsys.readouterr().out
 
 
 def test_ratios_agree_where_their_intervals_meet():

@@ -151,7 +151,7 @@ def test_a_ladder_that_was_killed_goes_on_from_the_checkpoint(
         patch.setattr(DistillationTrainer, "save_model", kill_at_the_end_of_depth(1))
         killed_ladder(teachers[0], out, "--num_layers", "2,1", *BY_STEPS)
     # Half a run with one temperature and half with another would be reported as the other.
-    with pytest.raises(ValueError, match=r"1-layers .*made with other settings \(temperature\)"):
+    with pytest.raises(SystemExit, match=r"1-layers .*made with other settings \(temperature\)"):
         ladder(teachers[0], out, "--num_layers", "1", *BY_STEPS, "--temperature", "7")
     ladder(teachers[0], out, "--num_layers", "2,1", *BY_STEPS)
     assert resumed == [None, None, "checkpoint-4"]
@@ -208,7 +208,7 @@ def test_the_folder_of_another_run_is_not_taken_for_a_killed_student(teachers, t
     model = tmp_path / "out" / "1-layers" / "model.safetensors"
     model.parent.mkdir(parents=True)
     model.write_text("another run's")
-    with pytest.raises(ValueError, match=r"1-layers already holds another run"):
+    with pytest.raises(SystemExit, match=r"1-layers already holds another run"):
         ladder(teachers[0], tmp_path / "out", "--num_layers", "2,1")
     assert model.read_text() == "another run's"
     assert not (tmp_path / "out" / "2-layers").exists()
@@ -247,7 +247,7 @@ def test_students_that_were_made_otherwise_are_not_put_into_one_report(
     change, names, teachers, ladder_of_two
 ):
     before = (ladder_of_two / "report.json").read_bytes()
-    with pytest.raises(ValueError, match=rf"made with other settings \({names}\)"):
+    with pytest.raises(SystemExit, match=rf"made with other settings \({names}\)"):
         ladder(teachers[0], ladder_of_two, "--num_layers", "3,1", "--report_length", "9", *change)
     assert (ladder_of_two / "report.json").read_bytes() == before
 
@@ -256,7 +256,7 @@ def test_students_of_another_teacher_of_the_same_name_are_not_put_into_one_repor
     tmp_path, ladder_of_two
 ):
     other = save_teacher(tmp_path / "0", seed=1)
-    with pytest.raises(ValueError, match=r"made with other settings \(teacher\)"):
+    with pytest.raises(SystemExit, match=r"made with other settings \(teacher\)"):
         ladder(other, ladder_of_two, "--num_layers", "3,1")
 
 
@@ -302,7 +302,7 @@ def test_evaluations_decide_where_they_choose_the_checkpoint(chosen, decides, tm
 def test_a_student_that_cannot_be_made_is_found_before_the_first_is_trained(
     flags, message, teachers, tmp_path
 ):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(SystemExit, match=message):
         ladder(teachers[0], tmp_path / "out", *flags)
     assert not (tmp_path / "out").exists()
 
@@ -372,7 +372,7 @@ def test_a_further_teacher_with_another_vocabulary_is_refused(teachers, tmp_path
     tokenizer.add_tokens(["unheard"])
     tokenizer.save_pretrained(other)
     more = ("--more_teachers", other, "--num_layers", "2")
-    with pytest.raises(ValueError, match=r"--more_teachers .*other must have the teacher's voc"):
+    with pytest.raises(SystemExit, match=r"--more_teachers .*other must have the teacher's voc"):
         run("distill", "--teacher", teachers[0], "--output_dir", tmp_path / "out", *FLAGS, *more)
 
 

@@ -22,12 +22,13 @@ from transformers import AutoModelForSequenceClassification, BertForMaskedLM
 import kdnlp
 from kdnlp.cli import main, steps
 from kdnlp.compression import export, quantize
-from kdnlp.compression.export import EXPORT_JSON, check_target, export_model
+from kdnlp.compression.export import check_target, export_model
 from kdnlp.compression.gate import ExportMismatch
 from kdnlp.compression.settings import ExportSettings
 from kdnlp.data.preparation import prepare
 from kdnlp.data.synthetic import build_config, build_tokenizer, generate
 from kdnlp.models.onnx_graph import OnnxModel
+from kdnlp.weights import EXPORT_JSON, SOURCE_DIGEST, folder_digest
 
 KIND = "single_label_classification"
 TASK = ("--task", "synthetic_sentiment", "--num_rows", "12")
@@ -104,6 +105,7 @@ def test_the_folder_holds_what_onnx_runtime_and_optimum_look_for(exported, model
     assert set(contents(exported)) == {
         *("model.onnx", "config.json", "tokenizer.json", "tokenizer_config.json", EXPORT_JSON)
     }
+    assert read(exported)[SOURCE_DIGEST] == folder_digest(model_folder)
     config = json.loads((exported / "config.json").read_text())
     assert config["architectures"] == ["BertForSequenceClassification"]
     assert config["num_hidden_layers"] == 2
@@ -156,11 +158,12 @@ def test_a_planted_mismatch_leaves_nothing_and_an_older_export_as_it_was(
     shutil.copytree(exported, folder)
     before = contents(folder)
     quick.append(change_a_weight)
-    with pytest.raises(ExportMismatch, match="Nothing of it is kept"):
+    with pytest.raises(SystemExit, match="Nothing of it is kept"):
         run(model_folder, *TASK, *flags, "--output_dir", folder)
     assert contents(folder) == before
-    with pytest.raises(ExportMismatch):
+    with pytest.raises(SystemExit) as end:
         run(model_folder, *TASK, *flags, "--output_dir", tmp_path / "new")
+    assert isinstance(end.value.__cause__, ExportMismatch)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     quick.clear()
     run(model_folder, *TASK, *flags, "--output_dir", folder)
@@ -177,7 +180,7 @@ def test_a_mismatch_that_only_quantization_makes_is_seen(
         onnx.save(graph, target)
 
     monkeypatch.setattr(export, "quantize_onnx", quantize_wrongly)
-    with pytest.raises(ExportMismatch):
+    with pytest.raises(SystemExit, match="Nothing of it is kept"):
         run(model_folder, *TASK, *INT8[:2], "--tolerance", "1e-3", "--output_dir", tmp_path / "x")
     assert not any(tmp_path.iterdir())
 
@@ -223,7 +226,7 @@ def test_int8_by_torchao_loads_with_transformers_alone(model_folder, tmp_path):
 
 def test_torchao_is_asked_for_where_it_is_missing(model_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(quantize, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"pip install 'kdnlp\[int8\]'"):
+    with pytest.raises(SystemExit, match=r"pip install 'kdnlp\[int8\]'"):
         run(model_folder, *TASK, "--format", "pytorch-int8", "--output_dir", tmp_path / "x")
     assert not any(tmp_path.iterdir())
 
@@ -242,15 +245,21 @@ def test_texts_alone_are_compared_without_a_metric(tmp_path):
     assert not {"metrics", "task"} & set(facts)
 
 
+def test_without_a_task_a_model_must_say_what_its_head_is(model_folder, tmp_path):
+    folder = saved(tmp_path / "encoder", tiny_head(KIND).base_model)
+    with pytest.raises(SystemExit, match=r"with a head in its configuration, got BertModel"):
+        run(folder, "--texts", *TEXTS, "--output_dir", tmp_path / "x")
+
+
 def test_nothing_but_an_earlier_export_is_replaced(model_folder, exported, tmp_path):
     for place in (model_folder, model_folder.parent):
-        with pytest.raises(ValueError, match=r"must not hold --model"):
+        with pytest.raises(SystemExit, match=r"must not hold --model"):
             run(model_folder, *TASK, "--output_dir", place)
     check_target(exported)
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(ValueError, match=r"got a folder with thesis\.tex"):
+    with pytest.raises(SystemExit, match=r"got a folder with thesis\.tex"):
         run(model_folder, *TASK, "--output_dir", tmp_path)
-    with pytest.raises(ValueError, match="must be a folder, got a file"):
+    with pytest.raises(SystemExit, match="must be a folder, got a file"):
         run(model_folder, *TASK, "--output_dir", tmp_path / "thesis.tex")
     shutil.copytree(exported, tmp_path / "x")
     (tmp_path / "x" / "notes.md").touch()
@@ -258,9 +267,33 @@ def test_nothing_but_an_earlier_export_is_replaced(model_folder, exported, tmp_p
         check_target(tmp_path / "x")
 
 
+@pytest.mark.parametrize("text", ["{}", "[]", '{"files": "model.onnx"}', "no JSON"])
+def test_a_foreign_file_of_that_name_is_not_taken_for_an_export(text, tmp_path):
+    (tmp_path / EXPORT_JSON).write_text(text)
+    with pytest.raises(ValueError, match=rf"got a folder with {EXPORT_JSON}"):
+        check_target(tmp_path)
+    assert (tmp_path / EXPORT_JSON).read_text() == text
+
+
+def test_a_graph_runs_with_the_threads_that_the_report_names(exported):
+    loaded = export.FORMATS["onnx"].load(None, exported)
+    options = loaded.session.get_session_options()
+    assert options.intra_op_num_threads == read(exported)["threads"] == torch.get_num_threads()
+    assert read(exported)["evaluation_passes"] == 1
+
+
 def test_an_export_that_had_just_made_way_for_a_killed_one_comes_back(exported, tmp_path):
     shutil.copytree(exported, tmp_path / "_partial-x.old")
     check_target(tmp_path / "x")
+    assert contents(tmp_path / "x") == contents(exported)
+
+
+def test_an_older_export_that_a_killed_one_was_removing_does_not_stop_the_next(exported, tmp_path):
+    for name in ("x", "_partial-x.old"):
+        shutil.copytree(exported, tmp_path / name)
+    (tmp_path / "_partial-x.old" / "model.onnx").unlink()
+    check_target(tmp_path / "x")
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
     assert contents(tmp_path / "x") == contents(exported)
 
 
@@ -272,7 +305,7 @@ def test_an_export_that_had_just_made_way_for_a_killed_one_comes_back(exported, 
     ],
 )
 def test_rows_must_come_from_one_place(flags, message, model_folder, tmp_path):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(SystemExit, match=message):
         run(model_folder, *flags, "--output_dir", tmp_path / "x")
 
 
@@ -295,6 +328,13 @@ def test_settings_that_contradict_each_other_end_with_status_2(model_folder, tmp
         run(model_folder, *TASK, "--dtype", "float16", "--output_dir", tmp_path / "x")
     assert end.value.code == 2
     assert "dtype=float16 is a setting of format=safetensors" in capsys.readouterr().err
+
+
+def test_a_licence_that_no_card_would_show_is_no_flag(model_folder, tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        run(model_folder, *TASK, "--license", "gpl-3.0", "--output_dir", tmp_path / "x")
+    assert end.value.code == 2
+    assert "unknown: --license gpl-3.0" in capsys.readouterr().err
 
 
 @pytest.mark.slow

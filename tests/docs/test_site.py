@@ -53,6 +53,13 @@ def test_nothing_is_fetched_from_a_network(site):
         assert not fetched, page
 
 
+def test_the_api_promises_no_way_to_compress_that_there_is_not():
+    names = [path.stem for path in Path(kdnlp.__file__).parent.rglob("*.py")]
+    page = generated_pages()["api/compression.md"].lower()
+    for way in ("prun", "quantiz", "export", "search"):
+        assert way not in page or any(way in name for name in names), way
+
+
 def test_every_public_name_is_described_once(site):
     text = "".join(page.read_text(encoding="utf-8") for page in (site / "api").glob("*.html"))
     for name in set(kdnlp.__all__) - {"__version__"}:

@@ -1,20 +1,25 @@
 """A submission to GLUE's server: every file, every row, and the labels by the server's names."""
 
+import json
 import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from transformers import BertForSequenceClassification
 
 from kdnlp.cli import main, submit
 from kdnlp.data.glue import GLUE_TASKS
 from kdnlp.data.synthetic import build_config, build_tokenizer
+from kdnlp.evaluation.report import CompressionReport, ModelAccount
 from kdnlp.hub import submission
 from kdnlp.hub.submission import SERVER_FILES, check_submission, fill, write_submission
 from kdnlp.models.pretrained import head_config
+from kdnlp.profiling.latency import LatencyRow, LatencySetting
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 
@@ -171,6 +176,70 @@ def test_nine_models_answer_everything(tmp_path, glue, capsys):
     run(glue, tmp_path / "all.zip", *((n, tmp_path / n) for n in GLUE_TASKS), flags=())
     check_submission(tmp_path / "all.zip")
     assert "constant" not in capsys.readouterr().out
+
+
+def report_of(length):
+    """What a run leaves beside its model, as far as it says how long the rows were."""
+    latency = LatencyRow("m", 1, 8, 1.0, 1.0, 1.0, 3)
+    model = ModelAccount("m", {"validation": {"score": 0.5}}, 1, 1, 1, 1.0, 1, (latency,))
+    setting = LatencySetting("CPU", "float32", 1, 8, "sdpa", "2", "5")
+    run = {} if length is None else {"max_length": length}
+    return CompressionReport("rte", ("accuracy",), (model,), setting, run)
+
+
+@pytest.fixture
+def lengths(monkeypatch):
+    """Where the rows of every answer were cut, in turn."""
+    seen, encode = [], submission.encode_unlabelled
+
+    def noted(rows, split, task, tokenizer, length):
+        seen.append(length)
+        return encode(rows, split, task, tokenizer, length)
+
+    monkeypatch.setattr(submission, "encode_unlabelled", noted)
+    return seen
+
+
+def test_rows_are_cut_where_they_were_in_training(tmp_path, glue, lengths):
+    tiny(tmp_path / "rte", "rte")
+    report = tmp_path / "rte" / "report.json"
+    task = min(GLUE_TASKS["rte"].max_length, build_tokenizer().model_max_length)
+    for length, flags, expected in (
+        (None, (), task),
+        (task - 7, (), task - 7),
+        (task - 7, ("--max_length", "11"), 11),
+    ):
+        report.write_text(json.dumps(report_of(length).to_dict()))
+        run(glue, tmp_path / "x.zip", ("rte", tmp_path / "rte"), flags=("--fill", *flags))
+        assert lengths.pop() == expected
+    report.unlink()
+    run(glue, tmp_path / "x.zip", ("rte", tmp_path / "rte"))
+    assert lengths == [task]
+
+
+def test_a_damaged_report_or_a_length_that_no_row_fits_in_is_said(tmp_path, glue):
+    tiny(tmp_path / "rte", "rte")
+    (tmp_path / "rte" / "report.json").write_text("{}")
+    said = refused(glue, tmp_path / "x.zip", ("rte", tmp_path / "rte"))
+    assert "does not hold a compression report" in said
+    assert "--max_length" in said
+    flags = ("--fill", "--max_length", "0")
+    said = refused(glue, tmp_path / "x.zip", ("rte", tmp_path / "rte"), flags=flags)
+    assert "Expected max_length in" in said
+
+
+def test_a_report_on_the_hub_counts_and_one_that_cannot_be_asked_for_is_said(
+    tmp_path, monkeypatch, caplog
+):
+    (tmp_path / "report.json").write_text(json.dumps(report_of(200).to_dict()))
+    monkeypatch.setattr(submit, "hf_hub_download", lambda *_: str(tmp_path / "report.json"))
+    assert submit.trained_length("me/rte") == 200
+
+    for error, warned in ((EntryNotFoundError, 0), (LocalEntryNotFoundError, 1)):
+        absent = Mock(side_effect=error("no report.json"))
+        monkeypatch.setattr(submit, "hf_hub_download", absent)
+        assert submit.trained_length("me/rte") is None
+        assert len(caplog.records) == warned
 
 
 def test_a_task_without_a_model_is_refused_unless_it_is_to_be_filled(tmp_path, glue):

@@ -1,4 +1,5 @@
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import kdnlp
 
 PACKAGE = Path(kdnlp.__file__).parent
 LEVELS = [
-    {"arguments", "checkpoints", "files", "loading", "schedules", "uploads"},
+    {"arguments", "checkpoints", "files", "loading", "schedules", "uploads", "weights"},
     {"data"},
     {"models"},
     {"losses"},
@@ -139,3 +140,12 @@ def test_every_level_may_import_from_the_ones_above_and_none_below():
         for other in groups:
             found = imports_from_below(f"kdnlp.{own}", f"import kdnlp.{other}.thing")
             assert bool(found) == (LEVEL[other] > LEVEL[own])
+
+
+def test_contributors_are_told_the_order_that_holds():
+    text = (PACKAGE.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    told = (
+        re.search(r"down the tree of `kdnlp/`: ([^.]*)\.", text)[1].replace("\n", " ").split(", ")
+    )
+    assert {file.parent.name for file in PACKAGE.glob("*/__init__.py")} <= set(told)
+    assert [LEVEL[group] for group in told] == sorted(LEVEL[group] for group in told)

@@ -18,6 +18,7 @@ from kdnlp.evaluation.metrics import build_compute_metrics
 from kdnlp.models.pretrained import (
     head_config,
     in_model_order,
+    load_as_saved,
     load_finetuned,
     load_for_finetuning,
 )
@@ -246,3 +247,18 @@ def test_a_head_for_another_number_of_labels_gives_way_to_a_new_one(tmp_path):
     save(tmp_path, tiny_model("bert", 2, **config_of(NLI)))
     model, _ = load_for_finetuning(tmp_path, PAIR)
     assert model.classifier.weight.shape[0] == 2
+
+
+def test_a_model_is_loaded_with_the_head_that_it_was_saved_with_or_refused(tmp_path):
+    saved = tiny_model("bert", 2)
+    saved.save_pretrained(tmp_path)
+    loaded = load_as_saved(str(tmp_path), dtype=torch.bfloat16)
+    assert type(loaded) is type(saved)
+    assert not loaded.training
+    assert torch.equal(loaded.classifier.weight, saved.classifier.weight.bfloat16())
+    saved.bert.save_pretrained(tmp_path)
+    assert type(load_as_saved(str(tmp_path))) is type(saved.bert)
+    saved.config.architectures = ["BertForSequenceClassification"]
+    saved.config.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"lack classifier\.bias, classifier\.weight, which"):
+        load_as_saved(str(tmp_path))
