@@ -13,8 +13,9 @@ from rich.table import Table
 
 from kdnlp.files import replace_text
 from kdnlp.uploads.card_check import CARD, check_card, check_license
+from kdnlp.uploads.plain_folder import check_complete
 from kdnlp.uploads.publishable import files_left_out
-from kdnlp.uploads.send import check_complete, claim_repo, hub, send
+from kdnlp.uploads.send import claim_repo, hub, send
 
 DESCRIPTION = (
     "Publish the model in DIR on the Hub: weights, configuration, tokenizer, card, report, "
@@ -106,7 +107,7 @@ def read_card(folder: Path, license: str | None = None) -> ModelCard:
 
 def listing(folder: Path, files: Sequence[Path], repo_id: str) -> Table:
     """What goes, with its size in MB of 10^6 bytes, and the names of what stays."""
-    left_out = ", ".join(path.name for path in files_left_out(folder))
+    left_out = ", ".join(path.name for path in files_left_out(folder, files))
     table = Table(title=f"to {repo_id}", caption=f"not sent: {left_out}" if left_out else None)
     table.add_column("file")
     table.add_column("MB", justify="right")

@@ -17,8 +17,9 @@ from kdnlp.data.preparation import KINDS
 from kdnlp.files import replace_text
 from kdnlp.trainers.durable import DurableTrainer
 from kdnlp.uploads.card_check import CARD, check_card
+from kdnlp.uploads.plain_folder import check_complete
 from kdnlp.uploads.publishable import publishable_files
-from kdnlp.uploads.send import check_complete, claim_repo, hub, send
+from kdnlp.uploads.send import claim_repo, hub, send
 
 logger = logging.getLogger(__name__)
 

@@ -1,8 +1,10 @@
 """What `kdnlp push` sends to a Hub, what it does not, and what it says when it cannot."""
 
 import json
+import logging
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +17,11 @@ from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
 from kdnlp.cli import main
 from kdnlp.data.synthetic import build_tokenizer
-from kdnlp.uploads.publishable import PUBLISHABLE, publishable_files
+from kdnlp.evaluation.pareto import PARETO_PLOT
+from kdnlp.evaluation.plots import PLOTS
+from kdnlp.uploads.plain_folder import check_complete
+from kdnlp.uploads.publishable import PLOT_NAMES, PUBLISHABLE, publishable_files
+from kdnlp.weights import SOURCE_DIGEST, folder_digest
 
 CARD = """---
 library_name: transformers
@@ -94,12 +100,49 @@ def test_no_secret_that_lies_in_the_folder_arrives(hub, folder, capsys):
     assert "not sent: .cache, .env" in " ".join(capsys.readouterr().out.split())
 
 
+def graph_of(folder, digest=None):
+    """What an export leaves below a model's folder: of its weights, or of those with a digest."""
+    names = {"onnx/model.onnx", "onnx/export.json", "onnx/config.json", "onnx/tokenizer.json"}
+    plant(folder, names)
+    said = {SOURCE_DIGEST: digest or folder_digest(folder), "files": sorted(names)}
+    (folder / "onnx" / "export.json").write_text(json.dumps(said))
+    return names
+
+
 def test_report_pictures_and_exports_go_along(hub, folder):
-    more = {"report.json", "report.md", "report.html", "report.png", "curve.svg"}
-    more |= {"onnx/model.onnx", "onnx/config.json", "generation_config.json"}
+    more = {"report.json", "report.md", "report.html", "report.png", "training.svg"}
+    more |= {"pareto.png", "module_time.svg", "generation_config.json"}
     plant(folder, more)
+    (folder / "report.json").write_text("{}")
+    (folder / "generation_config.json").write_text("{}")
+    more |= graph_of(folder)
     push(folder)
     assert hub.names("me/small") == PLAIN | more
+
+
+def test_a_picture_that_is_not_the_runs_stays_at_home(hub, folder, capsys):
+    plant(folder, ["holiday.png", "passport.svg", "report.png.svg", "training.png"])
+    push(folder)
+    assert hub.names("me/small") == PLAIN | {"training.png"}
+    assert "holiday.png" in capsys.readouterr().out
+
+
+def test_every_picture_that_a_card_shows_may_go():
+    assert {*PLOTS, Path(PARETO_PLOT).stem} == set(PLOT_NAMES)
+
+
+def test_a_graph_of_other_weights_is_left_out_and_said(hub, folder, caplog, capsys):
+    graph_of(folder)
+    tiny_model("bert", 2, seed=1).save_pretrained(folder)
+    with caplog.at_level(logging.WARNING):
+        push(folder)
+    assert hub.names("me/small") == PLAIN
+    assert "does not say that it was made of the weights" in caplog.text
+    assert "not sent: onnx" in " ".join(capsys.readouterr().out.split())
+    graph_of(folder)
+    (folder / "onnx" / "export.json").unlink()  # nothing tells how it was checked
+    push(folder)
+    assert hub.names("me/small") == PLAIN
 
 
 def test_code_goes_along_only_where_the_model_is_made_by_it(hub, folder):
@@ -120,12 +163,79 @@ def test_a_token_in_a_text_is_found_before_anything_is_sent(hub, folder):
     assert hub.requests == []
 
 
-def test_shards_of_an_earlier_model_do_not_stay_beside_the_new_one(hub, folder):
-    shards = ["model-00001-of-00002.safetensors", "model.safetensors.index.json", "merges.txt"]
-    hub.add_repo("me/small", dict.fromkeys(shards, b"old"))
+def test_what_came_with_an_earlier_model_does_not_stay_beside_the_new_one(hub, folder):
+    old = ["model-00001-of-00002.safetensors", "model.safetensors.index.json", "onnx/model.onnx"]
+    old += ["onnx/export.json", "generation_config.json", "report.json", "training.png"]
+    kept = ["merges.txt", "notes.md", "other/onnx/model.onnx", "other/config.json"]
+    hub.add_repo("me/small", dict.fromkeys([*old, *kept], b"old"))
     push(folder)
-    assert hub.names("me/small") == PLAIN | {"merges.txt"}
+    assert hub.names("me/small") == PLAIN | set(kept)
     assert len(hub.repos["me/small"].messages) == 2  # one commit: nobody sees half of it
+
+
+def change(name, **values):
+    def apply(folder):
+        path = folder / name
+        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+    return apply
+
+
+def report_labels(*names):
+    return lambda folder: (folder / "report.json").write_text(
+        json.dumps({"run": {"label_names": names}})
+    )
+
+
+def cut_weights(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-8])
+
+
+FAULTS = {
+    "blocks": (change("config.json", num_hidden_layers=3), "num_hidden_layers=3 describes"),
+    "fewer": (change("config.json", num_hidden_layers=1), "the weights have beyond it"),
+    "width": (change("config.json", hidden_size=32), "the weights have in other shapes"),
+    "head": (change("config.json", architectures=["BertModel"]), "classifier.bias"),
+    "class": (change("config.json", architectures=["OwnModel"]), "['OwnModel'], which names no"),
+    "no class": (change("config.json", architectures=None), "architectures is None"),
+    "key": (change("config.json", kdnlp_loss="hidden"), "kdnlp_loss leads to kdnlp"),
+    "tokenizer": (change("tokenizer_config.json", maker="kdnlp.x"), "maker leads to kdnlp"),
+    "settings": (
+        lambda f: (f / "tokenizer_config.json").unlink(),
+        "tokenizer_config.json is missi",
+    ),
+    "vocabulary": (lambda f: (f / "tokenizer.json").unlink(), "has no vocabulary file"),
+    "labels": (report_labels("good", "bad"), "id2label names ['no', 'yes'], and report.json"),
+    "cut": (cut_weights, "the weights cannot be read"),
+    "no JSON": (lambda f: (f / "config.json").write_text("[1]"), "Expected an object of JSON"),
+}
+
+
+@pytest.mark.parametrize(("harm", "fault"), FAULTS.values(), ids=FAULTS)
+def test_a_folder_that_is_not_the_plain_model_it_says_is_refused(hub, folder, harm, fault):
+    report_labels("YES", "no")(folder)
+    check_complete(folder)
+    harm(folder)
+    assert fault in refused(folder)
+    assert hub.requests == []
+
+
+def test_a_model_in_shards_is_whole_with_all_of_them_only(hub, folder):
+    (folder / "model.safetensors").unlink()
+    tiny_model("bert", 2).save_pretrained(folder, max_shard_size="4KB")
+    shards = {path.name for path in folder.glob("model*")}
+    push(folder)
+    assert hub.names("me/small") == PLAIN - {"model.safetensors"} | shards
+    next(folder.glob("model-00002-*")).unlink()
+    assert "the weights" in refused(folder)
+
+
+@pytest.mark.parametrize("tokenizer_class", ["ByT5Tokenizer", "CanineTokenizer"])
+def test_a_tokenizer_of_bytes_needs_no_vocabulary(folder, tokenizer_class):
+    (folder / "tokenizer.json").unlink()
+    change("tokenizer_config.json", tokenizer_class=tokenizer_class)(folder)
+    assert folder / "tokenizer_config.json" in check_complete(folder)
 
 
 def test_a_folder_without_a_model_a_card_or_a_licence_is_refused(hub, folder, tmp_path):
@@ -175,6 +285,16 @@ def test_private_branch_and_organisation_are_as_asked(hub, folder):
     assert hub.names("my-organisation/small") == set()
     assert hub.names("my-organisation/small", "seed-3") == PLAIN
     push(folder, "--revision", "seed-3", repo="my-organisation/small")  # it is there now
+
+
+def test_private_is_not_taken_for_granted_where_the_repository_is_public_already(hub, folder):
+    hub.add_repo("me/small", {"model.safetensors": b"old"})
+    assert "Expected a private repository, got me/small" in refused(folder, "--private")
+    assert hub.names("me/small") == {"model.safetensors"}
+    assert hub.asked("preupload") == 0
+    hub.add_repo("me/hidden", private=True)
+    push(folder, "--private", repo="me/hidden")
+    assert hub.names("me/hidden") == PLAIN
 
 
 def test_a_name_alone_is_one_of_the_tokens_owner(hub, folder):

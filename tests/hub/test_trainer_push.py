@@ -14,6 +14,7 @@ from transformers.trainer import Trainer
 from kdnlp.data.glue import GLUE_TASKS
 from kdnlp.data.synthetic import build_tokenizer
 from kdnlp.hub.publish import publish_results
+from kdnlp.models.pretrained import head_config
 from kdnlp.trainers.publishing import STAGE
 from kdnlp.uploads.card_check import check_card
 
@@ -42,13 +43,13 @@ def test_every_trainer_publishes_model_report_and_card(hub, row, tmp_path):
     (folder / "teacher").mkdir(parents=True)
     (folder / ".env").write_text("secret")
     (folder / "teacher" / "model.safetensors").write_bytes(b"secret")
-    partner = tiny_model("bert", 4)
+    task, partner = GLUE_TASKS["mrpc"], tiny_model("bert", 4)
+    partner.config.update(head_config(task))
     saving = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3}
     trainer = pushing(row, folder, partner=partner, **saving)
     trainer.train()
     scores = {"validation": {"f1": 0.8, "accuracy": 0.7, "score": 0.75, "loss": 0.4}}
     models = {"original": partner, "smaller": trainer.student}
-    task = GLUE_TASKS["mrpc"]
     publish_results(
         trainer, models, dict.fromkeys(models, scores), task, "org/base", max_seconds=0.1
     )
