@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from kdnlp.files import replace_text
-from kdnlp.uploads.card_check import CARD, check_card, check_license
+from kdnlp.uploads.card_check import CARD, check_card, for_repo
+from kdnlp.uploads.license import as_license, check_stated
 from kdnlp.uploads.plain_folder import check_complete
 from kdnlp.uploads.publishable import files_left_out
 from kdnlp.uploads.send import claim_repo, hub, send
@@ -46,16 +46,8 @@ def main(command: str, argv: Sequence[str]) -> None:
         commit = send(folder, files, repo_id, options.commit_message, revision=options.revision)
     except (ValueError, OSError) as error:
         sys.exit(f"kdnlp {command}: {error}")
-    console.print(f"{commit.repo_url}\ncommit {commit.oid}", soft_wrap=True)
-
-
-def for_repo(card: ModelCard, repo_id: str) -> ModelCard:
-    """The card with the repository's name where it shows how to load the model.
-
-    >>> for_repo(ModelCard('model = AutoModel.from_pretrained("out")'), "me/small").text
-    'model = AutoModel.from_pretrained("me/small")'
-    """
-    return ModelCard(re.sub(r'(\.from_pretrained\()"[^"]*"', rf'\1"{repo_id}"', str(card)))
+    lines = (str(commit.repo_url), f"repo_id {repo_id}", f"commit {commit.oid}")
+    console.print("\n".join(lines), soft_wrap=True)
 
 
 def _parser(command: str) -> argparse.ArgumentParser:
@@ -95,13 +87,8 @@ def read_card(folder: Path, license: str | None = None) -> ModelCard:
         )
     card = check_card(path.read_text(encoding="utf-8"), str(path))
     if license is not None:
-        card.data["license"] = check_license(license)
-    if not card.data.get("license"):
-        raise ValueError(
-            f"Expected a licence in {path}, found none: that of the model it was made from is not "
-            "known. Without one nobody may use the model. Pass --license, such as apache-2.0 or "
-            "mit, and mind what that of the original allows."
-        )
+        as_license(license).add_to(card)
+    check_stated(card, folder)
     return card
 
 

@@ -6,9 +6,8 @@ from typing import Any
 from kdnlp.data.glue import HUB_DATASET
 from kdnlp.data.preparation import KINDS
 from kdnlp.data.synthetic import SYNTHETIC_TASKS
+from kdnlp.evaluation.fidelity import BASELINE
 from kdnlp.evaluation.report import CompressionReport
-
-BASELINE = "baseline"
 
 METHODS = {
     "theseus": "BERT-of-Theseus module replacement",

@@ -8,6 +8,9 @@ from pathlib import Path
 
 from kdnlp.weights import EXPORT_JSON, is_export_of
 
+LICENSE_FILES = ("LICENSE", "LICENSE.md", "LICENSE.txt")
+"""What the text of a licence may be called."""
+
 PLOT_NAMES = ("report", "training", "module_time", "pareto")
 """The pictures of a run, each as PNG and SVG; any other picture in its folder is somebody's own."""
 
@@ -35,7 +38,7 @@ _TOKENIZER = (
 PUBLISHABLE: dict[str, tuple[str, ...]] = {
     "model": _MODEL,
     "tokenizer": _TOKENIZER,
-    "card": ("README.md",),
+    "card": ("README.md", *LICENSE_FILES),
     "report": (
         *("report.json", "report.md", "report.html"),
         *(f"{name}.{suffix}" for name in PLOT_NAMES for suffix in ("png", "svg")),

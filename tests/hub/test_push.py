@@ -19,6 +19,7 @@ from kdnlp.cli import main
 from kdnlp.data.synthetic import build_tokenizer
 from kdnlp.evaluation.pareto import PARETO_PLOT
 from kdnlp.evaluation.plots import PLOTS
+from kdnlp.uploads.card_check import own_id_line
 from kdnlp.uploads.plain_folder import check_complete
 from kdnlp.uploads.publishable import PLOT_NAMES, PUBLISHABLE, publishable_files
 from kdnlp.weights import SOURCE_DIGEST, folder_digest
@@ -241,7 +242,7 @@ def test_a_tokenizer_of_bytes_needs_no_vocabulary(folder, tokenizer_class):
 def test_a_folder_without_a_model_a_card_or_a_licence_is_refused(hub, folder, tmp_path):
     assert "Expected a model card" in refused(tmp_path / "nothing")
     (folder / "README.md").write_text(CARD.replace("license: apache-2.0\n", ""))
-    assert "Pass --license" in refused(folder)
+    assert "pass --license" in refused(folder)
     assert "Expected a licence's id" in refused(folder, "--license", "My own!")
     (folder / "README.md").write_text(CARD + "\n| score |  |\n\n{{ summary }}\n")
     assert "every field filled, got '| score |  |'; '{{ summary }}'" in refused(folder)
@@ -259,6 +260,39 @@ def test_a_licence_that_is_asked_for_stands_in_the_card_here_and_there(hub, fold
     there = hub.repos["me/small"].files()["README.md"]
     assert there == (folder / "README.md").read_bytes()
     assert ModelCard(there.decode()).data.license == "mit"
+
+
+USE = """
+## Use
+
+{line}
+```python
+model = AutoModelForSequenceClassification.from_pretrained("{own}")
+tokenizer = AutoTokenizer.from_pretrained("{own}", trust_remote_code=True)
+teacher = AutoModel.from_pretrained("google-bert/bert-base-uncased")
+```
+
+It was `{own}`.
+"""
+
+
+def test_a_card_loads_the_repository_that_it_lies_in_and_others_by_their_own_names(hub, folder):
+    (folder / "README.md").write_text(CARD + USE.format(own="run", line=own_id_line("run")))
+    for name in ("me/small", "me/other"):  # and what was pushed before can be pushed elsewhere
+        push(folder, repo=name)
+        there = hub.repos[name].files()["README.md"].decode()
+        assert there.count(f'from_pretrained("{name}"') == 2
+        assert there.count('from_pretrained("google-bert/bert-base-uncased")') == 1
+        assert "It was `run`." in there
+        assert own_id_line(name) in there
+
+
+def test_a_card_of_another_hand_is_left_as_it_is(hub, folder):
+    (folder / "README.md").write_text(CARD + USE.format(own="run", line=""))
+    push(folder)
+    assert hub.repos["me/small"].files()["README.md"].decode() == (
+        CARD + USE.format(own="run", line="")
+    )
 
 
 def test_what_the_hub_itself_refuses_of_a_card_is_said(hub, folder):
@@ -297,9 +331,10 @@ def test_private_is_not_taken_for_granted_where_the_repository_is_public_already
     assert hub.names("me/hidden") == PLAIN
 
 
-def test_a_name_alone_is_one_of_the_tokens_owner(hub, folder):
+def test_a_name_alone_is_one_of_the_tokens_owner(hub, folder, capsys):
     push(folder, repo="small")
     assert hub.names("me/small") == PLAIN
+    assert "repo_id me/small\n" in capsys.readouterr().out
 
 
 @pytest.mark.slow
