@@ -13,7 +13,6 @@ from kdnlp.loading import load_model
 from kdnlp.uploads.publishable import (
     EXPORT_FOLDER,
     check_for_secrets,
-    has_foreign_export,
     publishable_files,
 )
 from kdnlp.weights import weight_files
@@ -55,15 +54,16 @@ def check_complete(folder: Path) -> list[Path]:
             "model and tokenizer there again with save_pretrained; a trainer saves the tokenizer "
             "that it is given as processing_class."
         )
-    if has_foreign_export(folder):
+    files = publishable_files(folder)
+    export = folder / EXPORT_FOLDER
+    if any(export.glob("*.onnx")) and not any(export in path.parents for path in files):
         logger.warning(
             "%s is not published: its export.json does not say that it was made of the weights "
             "in %s. Export them again, with --output_dir %s.",
-            folder / EXPORT_FOLDER,
+            export,
             folder,
-            folder / EXPORT_FOLDER,
+            export,
         )
-    files = publishable_files(folder)
     check_for_secrets(files)
     return files
 

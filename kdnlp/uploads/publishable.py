@@ -78,7 +78,7 @@ def publishable_files(folder: Path) -> list[Path]:
     """
     root = folder.resolve()
     parts = dict(PUBLISHABLE)
-    if has_foreign_export(folder):
+    if _has_foreign_export(folder):
         del parts["export"]
     found = {path for patterns in parts.values() for p in patterns for path in folder.glob(p)}
     found |= set(_own_code(folder))
@@ -89,12 +89,6 @@ def files_left_out(folder: Path, files: Iterable[Path]) -> list[Path]:
     """The files and folders in `folder` of which nothing is among `files`."""
     taken = {path.relative_to(folder).parts[0] for path in files}
     return sorted(path for path in folder.iterdir() if path.name not in taken)
-
-
-def has_foreign_export(folder: Path) -> bool:
-    """Whether a graph below `folder` does not say that it was made of the weights there."""
-    export = folder / EXPORT_FOLDER
-    return any(export.glob("*.onnx")) and not is_export_of(export, folder)
 
 
 def comes_with_weights(name: str) -> bool:
@@ -114,6 +108,12 @@ def check_for_secrets(files: list[Path]) -> None:
                 "write to your repositories. Take it out of the file, and revoke the token if it "
                 "was ever shared."
             )
+
+
+def _has_foreign_export(folder: Path) -> bool:
+    """Whether a graph below `folder` does not say that it was made of the weights there."""
+    export = folder / EXPORT_FOLDER
+    return any(export.glob("*.onnx")) and not is_export_of(export, folder)
 
 
 def _is_plain(path: Path, folder: Path, root: Path) -> bool:

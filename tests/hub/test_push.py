@@ -20,7 +20,6 @@ from kdnlp.data.synthetic import build_tokenizer
 from kdnlp.evaluation.pareto import PARETO_PLOT
 from kdnlp.evaluation.plots import PLOTS
 from kdnlp.uploads.card_check import own_id_line
-from kdnlp.uploads.plain_folder import check_complete
 from kdnlp.uploads.publishable import PLOT_NAMES, PUBLISHABLE, publishable_files
 from kdnlp.weights import SOURCE_DIGEST, folder_digest
 
@@ -174,69 +173,11 @@ def test_what_came_with_an_earlier_model_does_not_stay_beside_the_new_one(hub, f
     assert len(hub.repos["me/small"].messages) == 2  # one commit: nobody sees half of it
 
 
-def change(name, **values):
-    def apply(folder):
-        path = folder / name
-        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
-
-    return apply
-
-
-def report_labels(*names):
-    return lambda folder: (folder / "report.json").write_text(
-        json.dumps({"run": {"label_names": names}})
-    )
-
-
-def cut_weights(folder):
-    path = folder / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-8])
-
-
-FAULTS = {
-    "blocks": (change("config.json", num_hidden_layers=3), "num_hidden_layers=3 describes"),
-    "fewer": (change("config.json", num_hidden_layers=1), "the weights have beyond it"),
-    "width": (change("config.json", hidden_size=32), "the weights have in other shapes"),
-    "head": (change("config.json", architectures=["BertModel"]), "classifier.bias"),
-    "class": (change("config.json", architectures=["OwnModel"]), "['OwnModel'], which names no"),
-    "no class": (change("config.json", architectures=None), "architectures is None"),
-    "key": (change("config.json", kdnlp_loss="hidden"), "kdnlp_loss leads to kdnlp"),
-    "tokenizer": (change("tokenizer_config.json", maker="kdnlp.x"), "maker leads to kdnlp"),
-    "settings": (
-        lambda f: (f / "tokenizer_config.json").unlink(),
-        "tokenizer_config.json is missi",
-    ),
-    "vocabulary": (lambda f: (f / "tokenizer.json").unlink(), "has no vocabulary file"),
-    "labels": (report_labels("good", "bad"), "id2label names ['no', 'yes'], and report.json"),
-    "cut": (cut_weights, "the weights cannot be read"),
-    "no JSON": (lambda f: (f / "config.json").write_text("[1]"), "Expected an object of JSON"),
-}
-
-
-@pytest.mark.parametrize(("harm", "fault"), FAULTS.values(), ids=FAULTS)
-def test_a_folder_that_is_not_the_plain_model_it_says_is_refused(hub, folder, harm, fault):
-    report_labels("YES", "no")(folder)
-    check_complete(folder)
-    harm(folder)
-    assert fault in refused(folder)
+def test_a_folder_that_is_not_the_plain_model_it_says_is_not_sent(hub, folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
+    assert "num_hidden_layers=3 describes" in refused(folder)
     assert hub.requests == []
-
-
-def test_a_model_in_shards_is_whole_with_all_of_them_only(hub, folder):
-    (folder / "model.safetensors").unlink()
-    tiny_model("bert", 2).save_pretrained(folder, max_shard_size="4KB")
-    shards = {path.name for path in folder.glob("model*")}
-    push(folder)
-    assert hub.names("me/small") == PLAIN - {"model.safetensors"} | shards
-    next(folder.glob("model-00002-*")).unlink()
-    assert "the weights" in refused(folder)
-
-
-@pytest.mark.parametrize("tokenizer_class", ["ByT5Tokenizer", "CanineTokenizer"])
-def test_a_tokenizer_of_bytes_needs_no_vocabulary(folder, tokenizer_class):
-    (folder / "tokenizer.json").unlink()
-    change("tokenizer_config.json", tokenizer_class=tokenizer_class)(folder)
-    assert folder / "tokenizer_config.json" in check_complete(folder)
 
 
 def test_a_folder_without_a_model_a_card_or_a_licence_is_refused(hub, folder, tmp_path):
@@ -289,10 +230,9 @@ def test_a_card_loads_the_repository_that_it_lies_in_and_others_by_their_own_nam
 
 def test_a_card_of_another_hand_is_left_as_it_is(hub, folder):
     (folder / "README.md").write_text(CARD + USE.format(own="run", line=""))
+    before = (folder / "README.md").read_bytes()
     push(folder)
-    assert hub.repos["me/small"].files()["README.md"].decode() == (
-        CARD + USE.format(own="run", line="")
-    )
+    assert hub.repos["me/small"].files()["README.md"] == before
 
 
 def test_what_the_hub_itself_refuses_of_a_card_is_said(hub, folder):
