@@ -282,9 +282,17 @@ def test_a_command_that_publishes_without_a_licence_ends_before_it_loads(hub, co
         main(argv)
 
 
+COMMANDS = {
+    "finetune": ("--model",),
+    "theseus": ("--no_baseline", "--report_seconds", "0.1", "--num_layers", "1", "--predecessor"),
+    "ladder": ("--report_seconds", "0.1", "--num_layers", "1", "--teacher"),
+}
+
+
 @pytest.mark.usefixtures("undrawn")
-def test_a_command_hands_the_inherited_licence_to_everything_that_it_pushes(
-    hub, tmp_path, monkeypatch
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_hands_the_licence_to_everything_that_it_pushes(
+    hub, command, tmp_path, monkeypatch
 ):
     few = partial(generate, num_train=16, num_validation=16)
     monkeypatch.setattr(steps, "generate", few)
@@ -293,17 +301,12 @@ def test_a_command_hands_the_inherited_licence_to_everything_that_it_pushes(
     config.update(head_config(SYNTHETIC_TASKS["synthetic_sentiment"]))
     BertForSequenceClassification(config).save_pretrained(base)
     build_tokenizer().save_pretrained(base)
-    (base / "README.md").write_text(OWN_LICENSE)
-    (base / "LICENSE").write_text("You may.")
-    argv = ["theseus", "--predecessor", str(base), "--num_layers", "1", "--no_baseline"]
-    argv += ["--task", "synthetic_sentiment", "--max_length", "32"]
-    argv += ["--max_steps", "4", "--use_cpu", "--report_seconds", "0.1", "--disable_tqdm", "true"]
-    argv += ["--push_to_hub", "--hub_model_id", "me/small", "--output_dir", str(run)]
-    argv += ["--hub_strategy", "end"]
-    main(argv)
-    repo = hub.repos["me/small"]
+    (base / "README.md").write_text(OWN_LICENSE)  # which the one that is asked for comes before
+    argv = [command, *COMMANDS[command], str(base), "--license", "mit", "--max_length", "32"]
+    argv += ["--task", "synthetic_sentiment", "--max_steps", "4", "--use_cpu"]
+    argv += ["--push_to_hub", "--hub_model_id", "me/small", "--hub_strategy", "end"]
+    main([*argv, "--output_dir", str(run), "--disable_tqdm", "true"])
+    (repo,) = hub.repos.values()
     assert repo.messages[1:] == ["Model save", "End of training"]
     for commit in list(repo.commits.values())[1:]:
-        assert commit["LICENSE"] == b"You may."
-        data = check_card(commit["README.md"].decode()).data
-        assert (data.license, data.license_link) == ("other", "LICENSE")
+        assert check_card(commit["README.md"].decode()).data.license == "mit"
