@@ -7,7 +7,7 @@
 # ORIGINAL and RUN are output folders of `kdnlp finetune` and of `kdnlp theseus` or `distill`; TASK are
 # the flags that name its rows. HF_TOKEN, or `hf auth login`, says who publishes; HF_ENDPOINT names
 # another server than the Hub's; LENGTH is the tokens of an example, 128 unless it is set. Nothing is
-# sent unless all that comes before it went well.
+# sent unless all that comes before it went well; what comes back is compared with what was sent.
 set -euo pipefail
 original=$1 run=$2 repo_id=$3 license=$4
 shift 4
@@ -24,7 +24,25 @@ kdnlp export "$run" --format onnx --quantize dynamic-int8 --output_dir "$run-onn
 # The page with tables and plots; name more runs to have them compared.
 kdnlp report "$run" --output_dir "$run-report"
 
-kdnlp push "$run" --repo_id "$repo_id" --license "$license"
+sent=$(kdnlp push "$run" --repo_id "$repo_id" --license "$license")
+echo "$sent"
+# A NAME alone has become OWNER/NAME; the commit is what was sent, whoever pushes next.
+repo_id=$(sed -n 's/^repo_id //p' <<< "$sent") commit=$(sed -n 's/^commit //p' <<< "$sent")
 
-# What a stranger gets: loaded from the Hub, checked against itself on the same rows.
-kdnlp export "$repo_id" --format safetensors --dtype float16 --output_dir "$run-from-hub" "$@"
+# What a stranger gets: loaded from the Hub, written in half precision, evaluated on the same rows.
+kdnlp export "$repo_id" --revision "$commit" --format safetensors --dtype float16 \
+    --output_dir "$run-from-hub" "$@"
+python - "$run/onnx/export.json" "$run-from-hub/export.json" << 'END'
+import json
+import sys
+from pathlib import Path
+
+sent, back = (json.loads(Path(path).read_text(encoding="utf-8")) for path in sys.argv[1:])
+for what, first, second in (
+    ("weights", sent["source_digest"], back["source_digest"]),
+    ("scores", sent["metrics"]["original"], back["metrics"]["original"]),
+):
+    if first != second:
+        sys.exit(f"The {what} from the Hub, {second}, are not those that were sent, {first}.")
+print("What came from the Hub is what was sent: the same weights, the same scores.")
+END

@@ -18,7 +18,7 @@ _GROUPS = {
     "profiling": "Parameters, FLOPs, latency and memory.",
     "evaluation": "Metrics and reports.",
     "compression": "Exports to other formats and fewer bits, and the gate that checks them.",
-    "uploads": "What may go to the Hub, and whether a card is whole.",
+    "uploads": "What may go to the Hub, and whether model and card are whole.",
     "hub": "Model cards, publishing, submissions to GLUE's server.",
     "cli": "What a script of your own shares with the commands.",
 }

@@ -27,6 +27,7 @@ from kdnlp.cli.options import (
 from kdnlp.cli.parsing import parse_arguments
 from kdnlp.cli.steps import (
     command_line,
+    license_of,
     load_task,
     print_report,
     releases_output_dir,
@@ -91,6 +92,7 @@ def main(command: str, argv: Sequence[str]) -> None:
         description=_DESCRIPTIONS[command] + _OUTPUT,
     )
     checkpoint = start(args)
+    license = license_of(args, options.license, source_of(options), options.revision)
     baseline_folder(args)
     losses = resolve_losses(options.losses)
     set_seed(args.seed)
@@ -103,6 +105,7 @@ def main(command: str, argv: Sequence[str]) -> None:
     initial = copy.deepcopy(smaller) if options.baseline else None
     partner = join_teachers(options, original, task, tokenizer)
     trainer = _TRAINERS[command](smaller, partner, args, losses, **inputs)
+    trainer.license = license
     evaluated = partial(evaluate_model, args=args, splits=splits, task=task, tokenizer=tokenizer)
     models, metrics, facts = train_models(trainer, original, initial, inputs, checkpoint, evaluated)
     report = publish_results(
@@ -113,7 +116,6 @@ def main(command: str, argv: Sequence[str]) -> None:
         base_model=source_of(options),
         sequence_length=options.report_length,
         max_seconds=options.report_seconds,
-        license=options.license,
         command=command_line(command, argv),
         **describe_start(options),
         **facts,

@@ -9,6 +9,7 @@ from kdnlp.cli.options import DataOptions, FinetuneOptions
 from kdnlp.cli.parsing import parse_arguments
 from kdnlp.cli.steps import (
     command_line,
+    license_of,
     load_task,
     print_report,
     releases_output_dir,
@@ -37,6 +38,7 @@ def main(command: str, argv: Sequence[str]) -> None:
         description=DESCRIPTION,
     )
     checkpoint = start(args)
+    license = license_of(args, options.license, options.model, options.revision)
     set_seed(args.seed)
     task, rows = load_task(data, args.seed)
     model, tokenizer = load_for_finetuning(
@@ -47,6 +49,7 @@ def main(command: str, argv: Sequence[str]) -> None:
     )
     splits, inputs = trainer_inputs(rows, task, tokenizer, data, args)
     trainer = CompressionTrainer(model, args, **inputs)
+    trainer.license = license
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     metrics = evaluate_model(trainer.student, args, splits, task, tokenizer)
@@ -56,7 +59,6 @@ def main(command: str, argv: Sequence[str]) -> None:
         {"model": metrics},
         task,
         base_model=options.model,
-        license=options.license,
         command=command_line(command, argv),
     )
     print_report(report, str(args.output_dir))

@@ -25,6 +25,7 @@ from kdnlp.cli.parsing import parse_arguments
 from kdnlp.cli.rungs import Rung, begin_rung, find_rung, finish_rung, ladder_settings
 from kdnlp.cli.steps import (
     command_line,
+    license_of,
     load_task,
     print_report,
     releases_output_dir,
@@ -43,6 +44,7 @@ from kdnlp.models.layers import find_layers
 from kdnlp.models.pretrained import in_model_order, load_finetuned
 from kdnlp.models.student import build_student, select_layers
 from kdnlp.trainers.distillation import DistillationTrainer
+from kdnlp.uploads.license import License
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +68,7 @@ def main(command: str, argv: Sequence[str]) -> None:
     )
     set_up_logging(args)
     take_output_dir(args)
+    license = license_of(args, options.license, options.teacher, options.revision)
     resolve_losses(options.losses)
     task, rows = load_task(data, args.seed)
     teacher, tokenizer = load_original(options, task)
@@ -86,7 +89,7 @@ def main(command: str, argv: Sequence[str]) -> None:
             logger.info("The student of %d blocks is done already.", rung.depth)
             continue
         begin_rung(rung, settings)
-        trainer = train_student(rung, teacher, options, inputs)
+        trainer = train_student(rung, teacher, options, inputs, license)
         metrics = {"teacher": original, "student": evaluated(trainer.student, rung.args)}
         publish_student(trainer, teacher, metrics, task, options, command_line(command, argv))
         finish_rung(rung, settings)
@@ -133,7 +136,11 @@ def check_students(depths: Sequence[int], teacher: PreTrainedModel, options: Lad
 
 
 def train_student(
-    rung: Rung, teacher: PreTrainedModel, options: LadderOptions, inputs: dict[str, Any]
+    rung: Rung,
+    teacher: PreTrainedModel,
+    options: LadderOptions,
+    inputs: dict[str, Any],
+    license: License | None = None,
 ) -> DistillationTrainer:
     """Build, train and save one student, from where it was killed if it was."""
     logger.info("The student of %d blocks.", rung.depth)
@@ -142,6 +149,7 @@ def train_student(
     student = build_student(teacher, rung.depth, init_layers).float()
     losses = resolve_losses(options.losses)
     trainer = DistillationTrainer(student, teacher, rung.args, losses, **inputs)
+    trainer.license = license
     trainer.train(resume_from_checkpoint=rung.checkpoint)
     trainer.save_model()
     return trainer
@@ -164,7 +172,6 @@ def publish_student(
         base_model=options.teacher,
         sequence_length=options.report_length,
         max_seconds=options.report_seconds,
-        license=options.license,
         command=command,
         **describe_start(options),
     )

@@ -2,8 +2,6 @@
 
 import argparse
 import os
-import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,9 +10,11 @@ from rich.console import Console
 from rich.table import Table
 
 from kdnlp.files import replace_text
-from kdnlp.uploads.card_check import CARD, check_card, check_license
+from kdnlp.uploads.card_check import CARD, check_card, for_repo
+from kdnlp.uploads.license import as_license, check_stated
+from kdnlp.uploads.plain_folder import check_complete
 from kdnlp.uploads.publishable import files_left_out
-from kdnlp.uploads.send import check_complete, claim_repo, hub, send
+from kdnlp.uploads.send import claim_repo, hub, send
 
 DESCRIPTION = (
     "Publish the model in DIR on the Hub: weights, configuration, tokenizer, card, report, "
@@ -30,31 +30,20 @@ def main(command: str, argv: Sequence[str]) -> None:
     if int(os.environ.get("RANK", "0")):
         return  # of several processes one sends
     folder, console = Path(options.folder), Console()
-    try:
-        card = read_card(folder, options.license)
-        files = check_complete(folder)
-        console.print(listing(folder, files, options.repo_id))
-        if options.dry_run:
-            console.print("Nothing was sent: --dry_run.")
-            return
-        hub()
-        repo_id = claim_repo(options.repo_id, private=options.private or None)
-        card = for_repo(card, repo_id)
-        if str(card) != (folder / CARD).read_text(encoding="utf-8"):
-            replace_text(folder / CARD, str(card))
-        commit = send(folder, files, repo_id, options.commit_message, revision=options.revision)
-    except (ValueError, OSError) as error:
-        sys.exit(f"kdnlp {command}: {error}")
-    console.print(f"{commit.repo_url}\ncommit {commit.oid}", soft_wrap=True)
-
-
-def for_repo(card: ModelCard, repo_id: str) -> ModelCard:
-    """The card with the repository's name where it shows how to load the model.
-
-    >>> for_repo(ModelCard('model = AutoModel.from_pretrained("out")'), "me/small").text
-    'model = AutoModel.from_pretrained("me/small")'
-    """
-    return ModelCard(re.sub(r'(\.from_pretrained\()"[^"]*"', rf'\1"{repo_id}"', str(card)))
+    card = read_card(folder, options.license)
+    files = check_complete(folder)
+    console.print(listing(folder, files, options.repo_id))
+    if options.dry_run:
+        console.print("Nothing was sent: --dry_run.")
+        return
+    hub()
+    repo_id = claim_repo(options.repo_id, private=options.private or None)
+    card = for_repo(card, repo_id)
+    if str(card) != (folder / CARD).read_text(encoding="utf-8"):
+        replace_text(folder / CARD, str(card))
+    commit = send(folder, files, repo_id, options.commit_message, revision=options.revision)
+    lines = (str(commit.repo_url), f"repo_id {repo_id}", f"commit {commit.oid}")
+    console.print("\n".join(lines), soft_wrap=True)
 
 
 def _parser(command: str) -> argparse.ArgumentParser:
@@ -94,19 +83,14 @@ def read_card(folder: Path, license: str | None = None) -> ModelCard:
         )
     card = check_card(path.read_text(encoding="utf-8"), str(path))
     if license is not None:
-        card.data["license"] = check_license(license)
-    if not card.data.get("license"):
-        raise ValueError(
-            f"Expected a licence in {path}, found none: that of the model it was made from is not "
-            "known. Without one nobody may use the model. Pass --license, such as apache-2.0 or "
-            "mit, and mind what that of the original allows."
-        )
+        as_license(license).add_to(card)
+    check_stated(card, folder)
     return card
 
 
 def listing(folder: Path, files: Sequence[Path], repo_id: str) -> Table:
     """What goes, with its size in MB of 10^6 bytes, and the names of what stays."""
-    left_out = ", ".join(path.name for path in files_left_out(folder))
+    left_out = ", ".join(path.name for path in files_left_out(folder, files))
     table = Table(title=f"to {repo_id}", caption=f"not sent: {left_out}" if left_out else None)
     table.add_column("file")
     table.add_column("MB", justify="right")

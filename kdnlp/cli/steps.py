@@ -30,6 +30,7 @@ from kdnlp.trainers.output_dir import (
     decided_by_main_process,
     output_dir_held,
 )
+from kdnlp.uploads.license import NO_LICENSE, License, as_license, find_license
 
 _held = ExitStack()
 """What the command that runs has taken."""
@@ -54,6 +55,31 @@ def start(args: CompressionTrainingArguments) -> str | None:
     if checkpoint is None and not args.overwrite_output_dir:
         check_output_dir(str(args.output_dir))
     return checkpoint
+
+
+def license_of(
+    args: CompressionTrainingArguments, asked: str | None, place: str, revision: str | None
+) -> License | None:
+    """The licence that the trained model gets, before it is trained.
+
+    Args:
+        args: says whether the model is published.
+        asked: what `--license` names, which comes first.
+        place: folder or Hub id of the model that it is made from, whose licence it has else.
+        revision: of the latter.
+
+    Returns:
+        `None` where it is looked for after training, or not known.
+
+    Raises:
+        ValueError: if the model is published, and its licence is not known.
+    """
+    if asked is not None or not args.push_to_hub:
+        return None if asked is None else as_license(asked)
+    found = decided_by_main_process(lambda: find_license(place, revision))
+    if found is None:
+        raise ValueError(f"--push_to_hub needs a licence for the model, found none: {NO_LICENSE}")
+    return found
 
 
 def take_output_dir(args: CompressionTrainingArguments) -> None:
@@ -168,5 +194,14 @@ def command_line(command: str, argv: Sequence[str]) -> str:
 
 
 def _last_part_of_a_path(part: str) -> str:
-    flag, equals, value = part.rpartition("=")
-    return f"{flag}{equals}{Path(value).name}" if os.path.isabs(value) else part
+    flag, equals, value = part.partition("=") if part.startswith("--") else ("", "", part)
+    return f"{flag}{equals}{Path(value).name or value}" if _is_path(value) else part
+
+
+def _is_path(value: str) -> bool:
+    """Whether a value leads to a place on this machine, rather than to one on the Hub."""
+    if value.startswith(("{", "[")) or "://" in value:
+        return False
+    leads = os.path.isabs(value) or value.startswith(("~", "./", "../"))
+    # A Hub id has one slash at most; a folder of the same name comes before it.
+    return leads or value.rstrip("/").count("/") > 1 or ("/" in value and os.path.exists(value))

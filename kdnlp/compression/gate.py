@@ -16,11 +16,11 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from kdnlp.evaluation.logits import LogitsOf
 from kdnlp.models.heads import MASKED_LOGIT, as_items
+from kdnlp.uploads.plain_folder import CONFIG, TOKENIZER_CONFIG, plain_faults, read_json
 
 PROBE = "A plain folder needs nothing but its own files."
 """What both tokenizers must read alike."""
 
-TOKENIZER_CONFIG = "tokenizer_config.json"
 _CODE = (".py", ".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 _FRESH_SECONDS = 600
 
@@ -122,18 +122,15 @@ def check_equal(
     return found
 
 
-def check_plain_config(
-    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> None:
+def check_plain_config(folder: Path, model: PreTrainedModel) -> None:
     """Raise `ExportMismatch` unless the files of a folder describe the model, and nothing else.
 
-    That is: no file that runs code, no key or value of kdnlp's; in `config.json` the class, the
-    number of blocks and the names of the labels; and the tokenizer.
+    That is: what `plain_faults` asks of any folder; no file that runs code; and in `config.json`
+    the class, the number of blocks and the names of the labels.
     """
     faults = [f"{p.name} may run code" for p in folder.rglob("*") if p.suffix in _CODE]
-    config = _read_json(folder / "config.json", faults)
-    own = _read_json(folder / TOKENIZER_CONFIG, faults)
-    faults += [f"{key} leads to kdnlp" for key in _named(config) + _named(own)]
+    faults += plain_faults(folder)
+    config, own = (read_json(folder / name) for name in (CONFIG, TOKENIZER_CONFIG))
     if config.get("auto_map") or own.get("auto_map"):
         faults.append("auto_map leads to code beside the model")
     if config.get("architectures") != [type(model).__name__]:
@@ -142,8 +139,6 @@ def check_plain_config(
         )
     if not faults:
         faults += _config_faults(type(model.config).from_dict(config), model)
-    if not any((folder / name).is_file() for name in _vocabulary_files(tokenizer)):
-        faults.append("the tokenizer has no vocabulary file")
     if faults:
         raise ExportMismatch(
             f"Expected a plain folder of transformers for {type(model).__name__}, got one in which "
@@ -175,7 +170,7 @@ def check_plain_folder(
         ExportMismatch: if its files are not those of `check_plain_config`, it does not load, loads
             with weights missing or left over, or answers otherwise than here.
     """
-    check_plain_config(folder, model, tokenizer)
+    check_plain_config(folder, model)
     job = {
         "folder": str(folder.resolve()),
         "auto_class": auto_class,
@@ -239,23 +234,6 @@ def _percent(agreement: float | None) -> str:
     return "no predictions to compare" if agreement is None else f"{agreement:.1%} equal"
 
 
-def _read_json(path: Path, faults: list[str]) -> dict[str, Any]:
-    if not path.is_file():
-        faults.append(f"{path.name} is missing")
-        return {}
-    return dict(json.loads(path.read_text(encoding="utf-8")))
-
-
-def _named(values: Any, key: str = "") -> list[str]:
-    """The keys under which anything is called kdnlp."""
-    if isinstance(values, dict):
-        own = [name for name in values if "kdnlp" in str(name)]
-        return own + [found for name, value in values.items() for found in _named(value, name)]
-    if isinstance(values, list):
-        return [found for value in values for found in _named(value, key)]
-    return [key] if isinstance(values, str) and "kdnlp" in values else []
-
-
 def _config_faults(config: PretrainedConfig, model: PreTrainedModel) -> list[str]:
     faults = []
     if config.id2label != model.config.id2label:
@@ -272,7 +250,3 @@ def _config_faults(config: PretrainedConfig, model: PreTrainedModel) -> list[str
             f"{len(other)} in all)"
         )
     return faults
-
-
-def _vocabulary_files(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    return ["tokenizer.json", *getattr(tokenizer, "vocab_files_names", {}).values()]

@@ -20,7 +20,7 @@ from kdnlp.hub.sections import (
     scores,
     summary,
 )
-from kdnlp.uploads.card_check import check_card, check_license
+from kdnlp.uploads.card_check import check_card, check_license, own_id_line
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
 
@@ -58,6 +58,7 @@ def build_card(
         template_str=TEMPLATE.read_text(encoding="utf-8"),
         model_name=repo_id.split("/")[-1],
         repo_id=repo_id,
+        own_id=own_id_line(repo_id),
         summary=summary(report, name),
         table=markdown_table(("measured", *(m.name for m in report.models)), report_rows(report)),
         setting="\n\n".join(lines_below(report)),

@@ -14,7 +14,7 @@ from kdnlp.hub.card import build_card
 from kdnlp.hub.origin import describe_origin
 from kdnlp.profiling.forward import max_positions
 from kdnlp.trainers.base import CompressionTrainer
-from kdnlp.uploads.card_check import check_license
+from kdnlp.uploads.license import as_license, find_license
 
 
 def publish_results(
@@ -41,8 +41,8 @@ def publish_results(
             the last part is told.
         sequence_length: tokens per example of latency and FLOPs; `None` is the task's length.
         max_seconds: what measuring the latencies may take, roughly.
-        license: the model's licence by its Hub id; `None` is that of the base model, where its
-            card says one.
+        license: the model's licence by its Hub id; `None` is `trainer.license`, or that of the
+            base model, where its card says one.
         **run: further plain values for the report, such as the `command`.
 
     Returns:
@@ -50,7 +50,7 @@ def publish_results(
     """
     args, report = trainer.args, None
     if license is not None:
-        check_license(license)
+        trainer.license = as_license(license)
     name = next((name for name, model in models.items() if model is trainer.student), None)
     if name is None:
         raise ValueError(
@@ -65,6 +65,9 @@ def publish_results(
     if trainer.is_world_process_zero():
         revision = getattr(next(iter(models.values())).config, "_commit_hash", None)
         origin = describe_origin(base_model, revision)
+        trainer.license = trainer.license or find_license(base_model, revision)
+        if trainer.license is not None:
+            origin["license"] = as_license(trainer.license).fields
         facts = describe_run(trainer, task, **origin, **run)
         # A teacher whose outputs are cached has left the run's device.
         report = CompressionReport.measure(
@@ -80,7 +83,7 @@ def publish_results(
         report.save(str(args.output_dir))
         own_name = Path(str(args.output_dir)).resolve().name
         repo_id = getattr(trainer, "hub_model_id", None) or args.hub_model_id or own_name
-        trainer.model_card = str(build_card(report, name, repo_id, license))
+        trainer.model_card = str(build_card(report, name, repo_id))
     trainer.accelerator.wait_for_everyone()
     trainer.create_model_card()
     if args.push_to_hub:

@@ -6,10 +6,9 @@ from typing import Any
 from kdnlp.data.glue import HUB_DATASET
 from kdnlp.data.preparation import KINDS
 from kdnlp.data.synthetic import SYNTHETIC_TASKS
+from kdnlp.evaluation.fidelity import BASELINE
 from kdnlp.evaluation.report import CompressionReport
 from kdnlp.evaluation.rows import p_value
-
-BASELINE = "baseline"
 
 METHODS = {
     "theseus": "BERT-of-Theseus module replacement",

@@ -16,9 +16,11 @@ import kdnlp
 from kdnlp.data.preparation import KINDS
 from kdnlp.files import replace_text
 from kdnlp.trainers.durable import DurableTrainer
-from kdnlp.uploads.card_check import CARD, check_card
+from kdnlp.uploads.card_check import CARD, check_card, for_repo, own_id_line
+from kdnlp.uploads.license import NO_LICENSE, License, as_license, check_stated, find_license
+from kdnlp.uploads.plain_folder import check_complete
 from kdnlp.uploads.publishable import publishable_files
-from kdnlp.uploads.send import check_complete, claim_repo, hub, send
+from kdnlp.uploads.send import claim_repo, hub, send
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +43,7 @@ A model in transformers' own format, trained by kdnlp's `{trainer}` ({method}), 
 {steps} optimizer steps so far. It has not been measured: there is no report of its quality, size \
 or speed yet.
 
+{own_id}
 ```python
 from transformers import {auto_class}, AutoTokenizer
 
@@ -56,8 +59,14 @@ class PublishingTrainer(DurableTrainer):
     """A `DurableTrainer` that publishes the model, its tokenizer, report and card, and only those.
 
     The stock trainer would send its whole `output_dir`.
+
+    Attributes:
+        license: of the model that is made: an id of the Hub, such as `apache-2.0`, or a `License`;
+            `None` is that of the model that it was loaded or built from, where its card says one.
+        model_card: the text of a card with a report; `None` before there is one.
     """
 
+    license: License | str | None = None
     model_card: str | None
     task: str
     hub_model_id: str | None  # type: ignore[assignment]
@@ -104,22 +113,23 @@ class PublishingTrainer(DurableTrainer):
             The commit, or its future unless `blocking`; `None` on other processes.
 
         Raises:
-            ValueError: if the card leaves something open. Nothing was sent then.
+            ValueError: if the folder is not the plain model that it says it is, the card leaves
+                something open, or there is no licence. Nothing was sent then.
             PermissionError: if there is no token, the Hub refuses it, or the name is another's.
             OSError: if the Hub cannot be reached.
         """
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         # The constructor leaves it out where push_to_hub is off.
-        if getattr(self, "hub_model_id", None) is None:
+        if private or getattr(self, "hub_model_id", None) is None:
             self.init_hf_repo(token=token, private=private)
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
+        self.license = self._known_license()
         self.create_model_card(**kwargs)
         self._finish_current_push()
         folder = Path(str(self.args.output_dir))
-        files = check_complete(folder)
-        check_card((folder / CARD).read_text(encoding="utf-8"))
+        files = _checked_files(folder)
         return self._send(folder, files, commit_message, blocking, token, revision)
 
     def _send(
@@ -139,6 +149,15 @@ class PublishingTrainer(DurableTrainer):
             return send(*what, revision)
         return hub(token).run_as_future(send, *what, revision)
 
+    def _send_stage(self, stage: Path, files: list[Path], message: str) -> CommitInfo:
+        """Send what is staged, and remove it before whoever waits for that goes on."""
+        try:
+            sent = self._send(stage, files, message, blocking=True)
+            assert isinstance(sent, CommitInfo)
+            return sent
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
+
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Publish the model of a checkpoint in the background, from links to its files.
 
@@ -153,17 +172,16 @@ class PublishingTrainer(DurableTrainer):
         if before is not None and not before.is_done() and not args.hub_always_push:
             return
         stage = _stage(checkpoint, Path(str(args.output_dir), STAGE, checkpoint.name))
-        replace_text(stage / CARD, self._card())
+        self._write_card(stage)
         try:
-            files = check_complete(stage)
+            files = _checked_files(stage)
         except ValueError as error:
             shutil.rmtree(stage)
             logger.warning("%s is not pushed; the model is at the end. %s", checkpoint, error)
             return
         self.callback_handler.on_push_begin(args, self.state, self.control)
         message = f"Training in progress, step {self.state.global_step}"
-        job = self._send(stage, files, message, blocking=False)
-        assert isinstance(job, Future)
+        job = hub(args.hub_token).run_as_future(self._send_stage, stage, files, message)
         job.add_done_callback(lambda done: _end_of_push(done, stage))
         if before is None or before.is_done():
             self.push_in_progress = PushInProgress([job])  # type: ignore[arg-type]
@@ -171,7 +189,13 @@ class PublishingTrainer(DurableTrainer):
             before.jobs.append(job)  # type: ignore[union-attr]
 
     def _claim(self, wish: str | bool | None, held: ExitStack) -> str | None:
-        """Also remove what a killed run was about to push."""
+        """Also remove what a killed run was about to push, and refuse one without a licence."""
+        if self.args.push_to_hub and self.model is not None:
+            self.license = self._known_license()
+            if self.license is None:
+                raise ValueError(
+                    f"push_to_hub needs a licence for the model, found none: {NO_LICENSE}"
+                )
         checkpoint = super()._claim(wish, held)
         pushing = getattr(self, "push_in_progress", None)
         if pushing is None or pushing.is_done():
@@ -188,19 +212,38 @@ class PublishingTrainer(DurableTrainer):
         if self.is_world_process_zero():
             names = ("language", "license", "tags", "model_name")
             given = {**dict(zip(names, args, strict=False)), **kwargs}
-            replace_text(Path(str(self.args.output_dir), CARD), self._card(**given))
+            self._write_card(Path(str(self.args.output_dir)), **given)
+
+    def _known_license(self) -> License | None:
+        """What is set, or what the model that the student was loaded or built from has."""
+        if self.license is not None:
+            return as_license(self.license)
+        config = self.student.config
+        return find_license(str(config._name_or_path), getattr(config, "_commit_hash", None))
+
+    def _write_card(self, folder: Path, **metadata: Any) -> None:
+        """Write the card into a folder, and beside it the text of its licence."""
+        if self.license is not None:
+            as_license(self.license).put_into(folder)
+        replace_text(folder / CARD, self._card(**metadata))
 
     def _card(self, **metadata: Any) -> str:
         """The text of the card, which says at least how the model was trained."""
-        if self.model_card is not None:
-            return self.model_card
+        known = None if self.license is None else as_license(self.license)
         own_name = Path(str(self.args.output_dir)).absolute().name
         repo_id = getattr(self, "hub_model_id", None) or self.args.hub_model_id or own_name
+        if self.model_card is not None:
+            card = for_repo(ModelCard(self.model_card), repo_id)
+            if known is not None and not card.data.get("license"):
+                known.add_to(card)
+            return str(card)
         tag, auto_class = _HEADS[self.task]
         tags = metadata.get("tags") or []
+        given = metadata.get("license")
+        licence = {"license": given} if given else known.fields if known else {}
         data = ModelCardData(
             language=metadata.get("language"),
-            license=metadata.get("license"),
+            **licence,
             library_name="transformers",
             pipeline_tag=tag,
             tags=["kdnlp", self.method, *([tags] if isinstance(tags, str) else tags)],
@@ -214,9 +257,17 @@ class PublishingTrainer(DurableTrainer):
             steps=self.state.global_step,
             auto_class=auto_class,
             repo_id=repo_id,
+            own_id=own_id_line(repo_id),
             version=kdnlp.__version__,
         )
         return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}"))
+
+
+def _checked_files(folder: Path) -> list[Path]:
+    """What may go of a folder, if its card and its model are whole and its licence is known."""
+    card = check_card((folder / CARD).read_text(encoding="utf-8"))
+    check_stated(card, folder)
+    return check_complete(folder)
 
 
 def _stage(checkpoint: Path, stage: Path) -> Path:
@@ -233,6 +284,7 @@ def _stage(checkpoint: Path, stage: Path) -> Path:
 
 
 def _end_of_push(job: "Future[CommitInfo]", stage: Path) -> None:
+    """Say of a push that it failed; one that was called off has left its files."""
     shutil.rmtree(stage, ignore_errors=True)
     error = None if job.cancelled() else job.exception()
     if error is not None:

@@ -1,1 +1,1 @@
-"""What goes to the Hub, and how: files that may, cards that say everything, one commit or none."""
+"""What goes to the Hub, and how: files that may, whole models and cards, one commit or none."""

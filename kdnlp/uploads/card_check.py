@@ -16,6 +16,7 @@ _REQUIRED = ("library_name", "pipeline_tag", "tags")
 _OPEN_VALUES = {"", "None", "nan", "NaN", "inf", "-inf", "null", "undefined", "[]", "{}", "..."}
 _PLACEHOLDER = re.compile(r"\{\{|\}\}|\{%|more information needed|\[needs? more", re.IGNORECASE)
 _FENCE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
+_OWN_ID = re.compile(r"<!-- repo_id: (\S+) -->")
 _RULE = re.compile(r":?-+:?")
 
 
@@ -94,11 +95,24 @@ def read_metadata(path: Path) -> dict[str, Any]:
         return {}
 
 
-def read_license(path: Path) -> dict[str, str]:
-    """What the metadata of a card say of the licence: `license`, `license_name`, `license_link`."""
-    data = read_metadata(path)
-    found = {name: data.get(name) for name in ("license", "license_name", "license_link")}
-    return {name: value for name, value in found.items() if isinstance(value, str) and value}
+def own_id_line(repo_id: str) -> str:
+    """What says in the text of a card, unseen, which of the models named there it is about."""
+    return f"<!-- repo_id: {repo_id} -->"
+
+
+def for_repo(card: ModelCard, repo_id: str) -> ModelCard:
+    """The card of the same model in another repository, where the card says what it is called.
+
+    >>> text = own_id_line("out") + ' load("out").from_pretrained("out"), from_pretrained("base")'
+    >>> for_repo(ModelCard(text), "me/small").text
+    '<!-- repo_id: me/small --> load("out").from_pretrained("me/small"), from_pretrained("base")'
+    """
+    said = _OWN_ID.search(card.text)
+    if said is None:
+        return card
+    own = re.escape(said[1])
+    text = re.sub(rf'(\bfrom_pretrained\()"{own}"', lambda call: f'{call[1]}"{repo_id}"', str(card))
+    return ModelCard(text.replace(said[0], own_id_line(repo_id)))
 
 
 def _is_open(value: object) -> bool:

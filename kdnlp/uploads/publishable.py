@@ -2,8 +2,20 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
+
+from kdnlp.weights import EXPORT_JSON, is_export_of
+
+LICENSE_FILES = ("LICENSE", "LICENSE.md", "LICENSE.txt")
+"""What the text of a licence may be called."""
+
+PLOT_NAMES = ("report", "training", "module_time", "pareto")
+"""The pictures of a run, each as PNG and SVG; any other picture in its folder is somebody's own."""
+
+EXPORT_FOLDER = "onnx"
+"""Where an export lies below the folder of the model that it was made of."""
 
 _MODEL = (
     "config.json",
@@ -26,17 +38,31 @@ _TOKENIZER = (
 PUBLISHABLE: dict[str, tuple[str, ...]] = {
     "model": _MODEL,
     "tokenizer": _TOKENIZER,
-    "card": ("README.md",),
-    "report": ("report.json", "report.md", "report.html", "*.png", "*.svg"),
-    "export": (
-        *("onnx/*.onnx", "onnx/*.onnx_data", "onnx/*.onnx.data"),
-        *(f"onnx/{name}" for name in ("config.json", *_TOKENIZER) if "/" not in name),
+    "card": ("README.md", *LICENSE_FILES),
+    "report": (
+        *("report.json", "report.md", "report.html"),
+        *(f"{name}.{suffix}" for name in PLOT_NAMES for suffix in ("png", "svg")),
+    ),
+    "export": tuple(
+        f"{EXPORT_FOLDER}/{name}"
+        for name in (
+            "*.onnx",
+            "*.onnx_data",
+            "*.onnx.data",
+            EXPORT_JSON,
+            "config.json",
+            *_TOKENIZER,
+        )
+        if "/" not in name
     ),
 }
 """What may go, as patterns below the folder; a `*` stands for a part of one name.
 
 Python code is not among them: only modules that a model's own `auto_map` needs are added.
 """
+
+_OF_THE_WEIGHTS = ("model", "report", "export")
+"""What is wrong beside other weights than those that it came with."""
 
 _SECRET = re.compile(rb"\bhf_[A-Za-z0-9]{30,}")
 """The Hub's tokens."""
@@ -48,18 +74,29 @@ def publishable_files(folder: Path) -> list[Path]:
     """The files below `folder` that may go to the Hub, in the order of their names.
 
     Hidden names, names that start with an underscore, and links that lead out of the folder are
-    left out, whatever they are called.
+    left out, whatever they are called; so is an export of other weights than those in the folder.
     """
     root = folder.resolve()
-    found = {path for patterns in PUBLISHABLE.values() for p in patterns for path in folder.glob(p)}
+    parts = dict(PUBLISHABLE)
+    if _has_foreign_export(folder):
+        del parts["export"]
+    found = {path for patterns in parts.values() for p in patterns for path in folder.glob(p)}
     found |= set(_own_code(folder))
     return sorted(path for path in found if path.is_file() and _is_plain(path, folder, root))
 
 
-def files_left_out(folder: Path) -> list[Path]:
-    """The files and folders in `folder` of which nothing goes to the Hub."""
-    taken = {path.relative_to(folder).parts[0] for path in publishable_files(folder)}
+def files_left_out(folder: Path, files: Iterable[Path]) -> list[Path]:
+    """The files and folders in `folder` of which nothing is among `files`."""
+    taken = {path.relative_to(folder).parts[0] for path in files}
     return sorted(path for path in folder.iterdir() if path.name not in taken)
+
+
+def comes_with_weights(name: str) -> bool:
+    """Whether a file of a repository belongs to the weights there, and must go when they do."""
+    patterns = (pattern for part in _OF_THE_WEIGHTS for pattern in PUBLISHABLE[part])
+    return any(
+        fnmatchcase(name, pattern) and name.count("/") == pattern.count("/") for pattern in patterns
+    )
 
 
 def check_for_secrets(files: list[Path]) -> None:
@@ -71,6 +108,12 @@ def check_for_secrets(files: list[Path]) -> None:
                 "write to your repositories. Take it out of the file, and revoke the token if it "
                 "was ever shared."
             )
+
+
+def _has_foreign_export(folder: Path) -> bool:
+    """Whether a graph below `folder` does not say that it was made of the weights there."""
+    export = folder / EXPORT_FOLDER
+    return any(export.glob("*.onnx")) and not is_export_of(export, folder)
 
 
 def _is_plain(path: Path, folder: Path, root: Path) -> bool:

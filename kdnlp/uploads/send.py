@@ -16,8 +16,7 @@ from huggingface_hub import (
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 import kdnlp
-from kdnlp.files import WEIGHTS
-from kdnlp.uploads.publishable import check_for_secrets, publishable_files
+from kdnlp.uploads.publishable import comes_with_weights
 
 logger = logging.getLogger(__name__)
 
@@ -51,32 +50,6 @@ def hub(token: str | None = None) -> HfApi:
     return HfApi(token=token, library_name="kdnlp", library_version=kdnlp.__version__)
 
 
-def check_complete(folder: Path) -> list[Path]:
-    """The files of a plain model that may go to the Hub.
-
-    Raises:
-        ValueError: if `folder` holds no whole model in safetensors, or a token in a text.
-    """
-    if not folder.is_dir():
-        raise ValueError(f"Expected the folder of a model, got {folder}, where there is none.")
-    files = publishable_files(folder)
-    names = {path.relative_to(folder).as_posix() for path in files}
-    weights = {name for name in names if WEIGHTS.fullmatch(name)}
-    if "config.json" not in names or not weights - {"model.safetensors.index.json"}:
-        lacking = " and ".join(
-            what
-            for what, there in (("config.json", "config.json" in names), ("weights", weights))
-            if not there
-        )
-        raise ValueError(
-            f"Expected a plain model in {folder}, with config.json and model.safetensors, got a "
-            f"folder without {lacking or 'the shards of its index'}. Nobody could load it. Name "
-            "the output_dir of a run that has ended, or a folder that save_pretrained wrote."
-        )
-    check_for_secrets(files)
-    return files
-
-
 def claim_repo(repo_id: str, token: str | None = None, private: bool | None = None) -> str:
     """Make the repository unless it is there, and be sure that it is one of the token's owner.
 
@@ -89,7 +62,8 @@ def claim_repo(repo_id: str, token: str | None = None, private: bool | None = No
         The repository's whole name.
 
     Raises:
-        PermissionError: if there is no token, the Hub refuses it, or the name is another's.
+        PermissionError: if there is no token, the Hub refuses it, the name is another's, or
+            `private` is asked for and the repository is there already, for everyone to see.
         OSError: if the Hub cannot be reached.
     """
     api = hub(token)
@@ -106,7 +80,15 @@ def claim_repo(repo_id: str, token: str | None = None, private: bool | None = No
         lambda: api.create_repo(repo_id, private=private, exist_ok=True),
         f"the repository {repo_id}",
     )
-    return str(url.repo_id)
+    name = str(url.repo_id)
+    # The Hub leaves one that is there already as it is, and says nothing.
+    if private and not retried(lambda: api.repo_info(name), name).private:
+        raise PermissionError(
+            f"Expected a private repository, got {name}, which is there already and public. "
+            "Whatever is sent there, everyone can read. Make it private in its settings on the "
+            "Hub, or choose another name."
+        )
+    return name
 
 
 def send(
@@ -119,9 +101,10 @@ def send(
 ) -> CommitInfo:
     """Send files as one commit, so that a reader sees all of them or none.
 
-    Weights of an earlier model that this one does not have are removed by the same commit:
-    transformers would load one file rather than several shards, whichever is older. What an
-    interrupted call has uploaded is not sent again.
+    What came with an earlier model's weights and does not come with these is removed by the same
+    commit: its shards, of which transformers would load one file first, whichever is older; its
+    graphs, which answer otherwise; its report. What an interrupted call has uploaded is not sent
+    again.
 
     Args:
         folder: what the names in the repository are relative to.
@@ -142,7 +125,7 @@ def send(
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         names = {path.relative_to(folder).as_posix(): path for path in files}
         there = api.list_repo_files(repo_id, revision=revision)
-        stale = [name for name in there if WEIGHTS.fullmatch(name) and name not in names]
+        stale = [name for name in there if comes_with_weights(name) and name not in names]
         operations: list[CommitOperationDelete | CommitOperationAdd] = [
             *(CommitOperationDelete(name) for name in stale),
             *(CommitOperationAdd(name, str(path)) for name, path in names.items()),

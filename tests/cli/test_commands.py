@@ -290,11 +290,30 @@ def test_no_token_is_in_any_file_or_said(theseus, distilled, said):
         (["--seed", "1", "--hub-token=x"], "kdnlp theseus --seed 1"),
         (["--hub-token", "x"], "kdnlp theseus"),
         (["--hub_token=x", "y"], "kdnlp theseus y"),
+        (
+            ["--predecessor", "../../home/alice/client/mrpc", "--data_dir=~/clients/acme"],
+            "kdnlp theseus --predecessor mrpc --data_dir=acme",
+        ),
+        (
+            ["--config", "recipes/configs/mrpc.yaml", "--output_dir=/a=b/c/", "--model", "./m"],
+            "kdnlp theseus --config mrpc.yaml --output_dir=c --model m",
+        ),
+        (
+            ["--model", "org/base", "--losses", '{"x": "/a/b/c"}', "--report_to", "none"],
+            """kdnlp theseus --model org/base --losses '{"x": "/a/b/c"}' --report_to none""",
+        ),
         (["--model", "https://me:hf_abc@host/m"], "kdnlp theseus --model 'https://me:***@host/m'"),
     ],
 )
 def test_only_the_secret_is_left_out_of_the_command(argv, expected):
     assert steps.command_line("theseus", argv) == expected
+
+
+def test_a_folder_that_could_be_a_hub_id_is_shown_by_its_last_part(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert steps.command_line("theseus", ["--model", "acme/mrpc"]).endswith("--model acme/mrpc")
+    (tmp_path / "acme" / "mrpc").mkdir(parents=True)
+    assert steps.command_line("theseus", ["--model", "acme/mrpc"]).endswith("--model mrpc")
 
 
 def test_a_baseline_that_leads_elsewhere_is_refused_before_any_work(finetuned, tmp_path):

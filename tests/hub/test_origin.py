@@ -9,6 +9,7 @@ from kdnlp.data.task import Task
 from kdnlp.hub.origin import describe_origin
 from kdnlp.hub.publish import publish_results
 from kdnlp.loading import load_model
+from kdnlp.uploads.license import License, check_stated, find_license
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -67,6 +68,54 @@ def test_the_licence_that_is_asked_for_is_the_one(tmp_path):
     assert not (tmp_path / "more" / "report.json").exists()
 
 
+OTHER = {"license": "other", "license_name": "own"}
+
+
+def test_a_relative_link_to_the_text_of_a_licence_leads_to_the_base_on_the_hub(hub, tmp_path):
+    readme = card(**OTHER, license_link="LICENSE.pdf").encode()
+    hub.add_repo("org/base", {"README.md": readme})
+    found = find_license("org/base", hub.repos["org/base"].branches["main"])
+    at = f"{hub.endpoint}/org/base/blob/{hub.repos['org/base'].branches['main']}/LICENSE.pdf"
+    assert found == License("other", "own", at)
+    made = publish(tmp_path / "run", tiny_model("bert", 4), "org/base")
+    assert made.data.license_link == f"{hub.endpoint}/org/base/blob/main/LICENSE.pdf"
+
+
+def test_the_text_of_a_licence_in_a_folder_goes_along(tmp_path):
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "README.md").write_text(card(**OTHER, license_link="./LICENSE.md"))
+    assert find_license(str(base)) is None  # there is no text
+    (base / "LICENSE.md").write_text("You may.")
+    made = publish(tmp_path / "run", tiny_model("bert", 4), str(base))
+    assert (made.data.license_name, made.data.license_link) == ("own", "LICENSE.md")
+    assert (tmp_path / "run" / "LICENSE.md").read_text() == "You may."
+    check_stated(made, tmp_path / "run")
+    # Trained on in its own folder.
+    find_license(str(base)).put_into(base)
+    assert (base / "LICENSE.md").read_text() == "You may."
+
+
+@pytest.mark.parametrize("link", ["terms.txt", "../LICENSE", "/etc/passwd", "docs/LICENSE"])
+def test_another_file_is_not_handed_on_as_the_text_of_a_licence(tmp_path, link, caplog):
+    (tmp_path / "README.md").write_text(card(**OTHER, license_link=link))
+    (tmp_path / "terms.txt").write_text("You may.")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "LICENSE").write_text("You may.")
+    assert find_license(str(tmp_path)) is None
+    assert "is not inherited" in caplog.text
+    with pytest.raises(ValueError, match="does not go along"):
+        check_stated(ModelCard.load(tmp_path / "README.md"), tmp_path)
+
+
+def test_a_link_to_an_address_is_handed_on_as_it_is(tmp_path):
+    link = "https://example.org/licence"
+    (tmp_path / "README.md").write_text(card(**OTHER, license_link=link))
+    found = find_license(str(tmp_path))
+    assert found == License("other", "own", link)
+    check_stated(ModelCard.load(tmp_path / "README.md"), tmp_path)
+
+
 @pytest.mark.parametrize(
     "text",
     ["no metadata", "---\n[broken\n---\n", "---\n- a list\n---\n", card(license="[mit, gpl]")],
@@ -74,9 +123,12 @@ def test_the_licence_that_is_asked_for_is_the_one(tmp_path):
 def test_a_card_that_says_nothing_of_use_is_no_error(tmp_path, text):
     (tmp_path / "README.md").write_text(text)
     assert set(describe_origin(str(tmp_path))) == {"base_model", "base_model_on_hub"}
+    assert find_license(str(tmp_path)) is None
 
 
 def test_without_a_way_to_the_hub_the_licence_stays_unknown(tmp_path):
+    assert find_license("org/base", "abc") is None
+    assert find_license("") is None
     assert describe_origin("org/base", "abc") == {
         "base_model": "org/base",
         "base_model_on_hub": True,

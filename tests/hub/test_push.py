@@ -1,8 +1,10 @@
 """What `kdnlp push` sends to a Hub, what it does not, and what it says when it cannot."""
 
 import json
+import logging
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +17,11 @@ from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
 from kdnlp.cli import main
 from kdnlp.data.synthetic import build_tokenizer
-from kdnlp.uploads.publishable import PUBLISHABLE, publishable_files
+from kdnlp.evaluation.pareto import PARETO_PLOT
+from kdnlp.evaluation.plots import PLOTS
+from kdnlp.uploads.card_check import own_id_line
+from kdnlp.uploads.publishable import PLOT_NAMES, PUBLISHABLE, publishable_files
+from kdnlp.weights import SOURCE_DIGEST, folder_digest
 
 CARD = """---
 library_name: transformers
@@ -94,12 +100,49 @@ def test_no_secret_that_lies_in_the_folder_arrives(hub, folder, capsys):
     assert "not sent: .cache, .env" in " ".join(capsys.readouterr().out.split())
 
 
+def graph_of(folder, digest=None):
+    """What an export leaves below a model's folder: of its weights, or of those with a digest."""
+    names = {"onnx/model.onnx", "onnx/export.json", "onnx/config.json", "onnx/tokenizer.json"}
+    plant(folder, names)
+    said = {SOURCE_DIGEST: digest or folder_digest(folder), "files": sorted(names)}
+    (folder / "onnx" / "export.json").write_text(json.dumps(said))
+    return names
+
+
 def test_report_pictures_and_exports_go_along(hub, folder):
-    more = {"report.json", "report.md", "report.html", "report.png", "curve.svg"}
-    more |= {"onnx/model.onnx", "onnx/config.json", "generation_config.json"}
+    more = {"report.json", "report.md", "report.html", "report.png", "training.svg"}
+    more |= {"pareto.png", "module_time.svg", "generation_config.json"}
     plant(folder, more)
+    (folder / "report.json").write_text("{}")
+    (folder / "generation_config.json").write_text("{}")
+    more |= graph_of(folder)
     push(folder)
     assert hub.names("me/small") == PLAIN | more
+
+
+def test_a_picture_that_is_not_the_runs_stays_at_home(hub, folder, capsys):
+    plant(folder, ["holiday.png", "passport.svg", "report.png.svg", "training.png"])
+    push(folder)
+    assert hub.names("me/small") == PLAIN | {"training.png"}
+    assert "holiday.png" in capsys.readouterr().out
+
+
+def test_every_picture_that_a_card_shows_may_go():
+    assert {*PLOTS, Path(PARETO_PLOT).stem} == set(PLOT_NAMES)
+
+
+def test_a_graph_of_other_weights_is_left_out_and_said(hub, folder, caplog, capsys):
+    graph_of(folder)
+    tiny_model("bert", 2, seed=1).save_pretrained(folder)
+    with caplog.at_level(logging.WARNING):
+        push(folder)
+    assert hub.names("me/small") == PLAIN
+    assert "does not say that it was made of the weights" in caplog.text
+    assert "not sent: onnx" in " ".join(capsys.readouterr().out.split())
+    graph_of(folder)
+    (folder / "onnx" / "export.json").unlink()  # nothing tells how it was checked
+    push(folder)
+    assert hub.names("me/small") == PLAIN
 
 
 def test_code_goes_along_only_where_the_model_is_made_by_it(hub, folder):
@@ -120,18 +163,27 @@ def test_a_token_in_a_text_is_found_before_anything_is_sent(hub, folder):
     assert hub.requests == []
 
 
-def test_shards_of_an_earlier_model_do_not_stay_beside_the_new_one(hub, folder):
-    shards = ["model-00001-of-00002.safetensors", "model.safetensors.index.json", "merges.txt"]
-    hub.add_repo("me/small", dict.fromkeys(shards, b"old"))
+def test_what_came_with_an_earlier_model_does_not_stay_beside_the_new_one(hub, folder):
+    old = ["model-00001-of-00002.safetensors", "model.safetensors.index.json", "onnx/model.onnx"]
+    old += ["onnx/export.json", "generation_config.json", "report.json", "training.png"]
+    kept = ["merges.txt", "notes.md", "other/onnx/model.onnx", "other/config.json"]
+    hub.add_repo("me/small", dict.fromkeys([*old, *kept], b"old"))
     push(folder)
-    assert hub.names("me/small") == PLAIN | {"merges.txt"}
+    assert hub.names("me/small") == PLAIN | set(kept)
     assert len(hub.repos["me/small"].messages) == 2  # one commit: nobody sees half of it
+
+
+def test_a_folder_that_is_not_the_plain_model_it_says_is_not_sent(hub, folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
+    assert "num_hidden_layers=3 describes" in refused(folder)
+    assert hub.requests == []
 
 
 def test_a_folder_without_a_model_a_card_or_a_licence_is_refused(hub, folder, tmp_path):
     assert "Expected a model card" in refused(tmp_path / "nothing")
     (folder / "README.md").write_text(CARD.replace("license: apache-2.0\n", ""))
-    assert "Pass --license" in refused(folder)
+    assert "pass --license" in refused(folder)
     assert "Expected a licence's id" in refused(folder, "--license", "My own!")
     (folder / "README.md").write_text(CARD + "\n| score |  |\n\n{{ summary }}\n")
     assert "every field filled, got '| score |  |'; '{{ summary }}'" in refused(folder)
@@ -149,6 +201,38 @@ def test_a_licence_that_is_asked_for_stands_in_the_card_here_and_there(hub, fold
     there = hub.repos["me/small"].files()["README.md"]
     assert there == (folder / "README.md").read_bytes()
     assert ModelCard(there.decode()).data.license == "mit"
+
+
+USE = """
+## Use
+
+{line}
+```python
+model = AutoModelForSequenceClassification.from_pretrained("{own}")
+tokenizer = AutoTokenizer.from_pretrained("{own}", trust_remote_code=True)
+teacher = AutoModel.from_pretrained("google-bert/bert-base-uncased")
+```
+
+It was `{own}`.
+"""
+
+
+def test_a_card_loads_the_repository_that_it_lies_in_and_others_by_their_own_names(hub, folder):
+    (folder / "README.md").write_text(CARD + USE.format(own="run", line=own_id_line("run")))
+    for name in ("me/small", "me/other"):  # and what was pushed before can be pushed elsewhere
+        push(folder, repo=name)
+        there = hub.repos[name].files()["README.md"].decode()
+        assert there.count(f'from_pretrained("{name}"') == 2
+        assert there.count('from_pretrained("google-bert/bert-base-uncased")') == 1
+        assert "It was `run`." in there
+        assert own_id_line(name) in there
+
+
+def test_a_card_of_another_hand_is_left_as_it_is(hub, folder):
+    (folder / "README.md").write_text(CARD + USE.format(own="run", line=""))
+    before = (folder / "README.md").read_bytes()
+    push(folder)
+    assert hub.repos["me/small"].files()["README.md"] == before
 
 
 def test_what_the_hub_itself_refuses_of_a_card_is_said(hub, folder):
@@ -177,9 +261,20 @@ def test_private_branch_and_organisation_are_as_asked(hub, folder):
     push(folder, "--revision", "seed-3", repo="my-organisation/small")  # it is there now
 
 
-def test_a_name_alone_is_one_of_the_tokens_owner(hub, folder):
+def test_private_is_not_taken_for_granted_where_the_repository_is_public_already(hub, folder):
+    hub.add_repo("me/small", {"model.safetensors": b"old"})
+    assert "Expected a private repository, got me/small" in refused(folder, "--private")
+    assert hub.names("me/small") == {"model.safetensors"}
+    assert hub.asked("preupload") == 0
+    hub.add_repo("me/hidden", private=True)
+    push(folder, "--private", repo="me/hidden")
+    assert hub.names("me/hidden") == PLAIN
+
+
+def test_a_name_alone_is_one_of_the_tokens_owner(hub, folder, capsys):
     push(folder, repo="small")
     assert hub.names("me/small") == PLAIN
+    assert "repo_id me/small\n" in capsys.readouterr().out
 
 
 @pytest.mark.slow
