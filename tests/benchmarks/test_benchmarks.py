@@ -83,9 +83,7 @@ def test_ladder(capsys):
 
 @pytest.mark.slow
 @pytest.mark.distributed
-@pytest.mark.parametrize(
-    "trainer", [pytest.param("distillation", marks=pytest.mark.slow), "theseus"]
-)
+@pytest.mark.parametrize("trainer", ["distillation", "theseus"])
 def test_processes(trainer, capsys):
     efficiencies = run("processes", *STEPS, *MODELS, "--trainers", trainer)
     assert list(efficiencies) == [trainer]
