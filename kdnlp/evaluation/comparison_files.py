@@ -66,7 +66,7 @@ def comparison_rows(rows: Sequence[ComparisonRow]) -> list[tuple[str, ...]]:
             _spread(row.agreement, 100),
             _spread(row.calibration_error, 100),
             f"{row.flops_ratio:.2f}x",
-            " / ".join(f"{ratio:.2f}x" for ratio in row.speedups.values()),
+            " / ".join(_speedup(ratios) for ratios in row.speedups.values()),
             str(len(row.scores)),
         )
         for row in rows
@@ -183,7 +183,7 @@ def _draw(rows: Sequence[ComparisonRow]) -> "Figure":
     sizes = [size for size in rows[0].speedups if all(size in row.speedups for row in rows)]
     costs = {
         f"median latency, % of the original's, batch {size}": [
-            100 / row.speedups[size] for row in rows
+            100 / float(np.mean(row.speedups[size])) for row in rows
         ]
         for size in sizes
     }
@@ -214,6 +214,16 @@ def _spread(values: Sequence[float] | None, factor: float = 1, form: str = ".1f"
         return MISSING
     mean = format(factor * float(np.mean(values)), form)
     return f"{mean} ± {_deviation(values, factor):.1f}" if len(values) > 1 else mean
+
+
+def _speedup(ratios: Sequence[float]) -> str:
+    """The mean over runs, with its standard deviation.
+
+    >>> _speedup((1.9, 2.1)), _speedup((2.0,))
+    ('2.00x ± 0.14', '2.00x')
+    """
+    spread = f" ± {_deviation(ratios, 1):.2f}" if len(ratios) > 1 else ""
+    return f"{float(np.mean(ratios)):.2f}x{spread}"
 
 
 def _bounds(bounds: Bounds | None) -> str:

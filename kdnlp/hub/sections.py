@@ -7,8 +7,11 @@ from kdnlp.data.glue import HUB_DATASET
 from kdnlp.data.preparation import KINDS
 from kdnlp.data.synthetic import SYNTHETIC_TASKS
 from kdnlp.evaluation.fidelity import BASELINE
+from kdnlp.evaluation.one_answer import one_answer_text
 from kdnlp.evaluation.report import CompressionReport
 from kdnlp.evaluation.rows import p_value
+from kdnlp.evaluation.speed import speedup_words
+from kdnlp.hub.origin import origin_text
 
 METHODS = {
     "theseus": "BERT-of-Theseus module replacement",
@@ -20,20 +23,24 @@ METHODS = {
 def summary(report: CompressionReport, name: str) -> str:
     """What the model is, what it keeps of the original's score and how much faster it is."""
     run, model, original = report.run, report[name], report.original
-    origin = run["base_model"]
+    alike = one_answer_text(report, name)
+    but = f"But it {alike} " if alike else ""
     if model is original:
-        return f"`{origin}` fine-tuned on {report.task}."
+        return f"{origin_text(run)} fine-tuned on {report.task}. {but}".strip()
     kept, ratios = report.retention(name), report.ratios(name)
-    speeds = ", ".join(
-        f"{ratios[f'latency_batch_{row.batch_size}']:.2f}x at batch size {row.batch_size}"
+    agreements = {row.batch_size: found for n, row, found in report.agreements() if n == name}
+    speeds = ", and ".join(
+        speedup_words(
+            row, ratios[f"latency_batch_{row.batch_size}"], agreements.get(row.batch_size)
+        )
         for row in model.latency
     )
     quality = "" if kept is None else f"It keeps {kept:.1f}% of the {original.name}'s score. "
     return (
-        f"`{origin}`, fine-tuned on {report.task} and compressed by "
+        f"{origin_text(run)}, fine-tuned on {report.task} and compressed by "
         f"{METHODS[run['method']]} from {original.num_layers} to {model.num_layers} "
-        f"transformer blocks. {quality}It takes {ratios['flops']:.2f}x fewer FLOPs; the measured "
-        f"speed-up is {speeds}, on {_where(report)}.{_several_teachers(run)}"
+        f"transformer blocks. {quality}{but}It takes {ratios['flops']:.2f}x fewer FLOPs; the "
+        f"measured speed-up is {speeds}, on {_where(report)}.{_several_teachers(run)}"
     )
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_report import account, small_report
+from test_report import account, latency, small_report
 
 from kdnlp.evaluation.against import judge
 from kdnlp.evaluation.comparison import compare
@@ -217,9 +217,13 @@ def test_tasks_are_kept_apart():
     assert [row.task for row in rows] == ["t"] * 3 + ["other"] * 3
 
 
-def test_speedups_are_the_mean_of_the_runs_own_ratios():
-    row = next(row for row in compare(RUNS) if row.model == "baseline")
-    assert row.speedups == {"1": pytest.approx(2.5), "32": pytest.approx(2.5)}
+def test_speedups_are_the_mean_and_spread_of_the_runs_own_ratios():
+    slower = [replace(model, latency=latency(model.name, 5.0)) for model in RUNS[1].models[2:]]
+    rows = compare([RUNS[0], replace(RUNS[1], models=(*RUNS[1].models[:2], *slower))])
+    row = next(row for row in rows if row.model == "baseline")
+    assert row.speedups == {size: pytest.approx((2.5, 2.0)) for size in ("1", "32")}
+    assert comparison_rows([row])[0][8] == "2.25x ± 0.35 / 2.25x ± 0.35"
+    assert comparison_rows([rows[0]])[0][8] == "1.00x ± 0.00 / 1.00x ± 0.00"
     assert row.flops_ratio == 2.0
 
 
