@@ -1,5 +1,6 @@
 """The parts of a model card that are sentences: what was gained, what is known, what is not."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,9 @@ from kdnlp.evaluation.report import CompressionReport
 from kdnlp.evaluation.rows import p_value
 from kdnlp.evaluation.speed import speedup_words
 from kdnlp.hub.origin import origin_text
+
+_PLACE = re.compile(r"<[a-z_]+(?: \d+)?>")
+"""What stands in a command for a place on the machine of the run."""
 
 METHODS = {
     "theseus": "BERT-of-Theseus module replacement",
@@ -142,16 +146,35 @@ def limits(report: CompressionReport, name: str) -> Iterator[str]:
 
 
 def reproduce(report: CompressionReport) -> str:
-    """The command, or how the run was made without one, with seed and versions."""
+    """The command, or how the run was made without one, with seed and versions.
+
+    And what others lack to run it: a folder or file of this machine has `<flag>` in its place.
+    """
     run = report.run
     versions = ", ".join(f"{library} {version}" for library, version in run["versions"].items())
-    made = (
-        f"```sh\n{run['command']}\n```\n\nPaths are shown by their last part."
-        if run.get("command")
-        else "The run was made from Python, with the arguments above."
-    )
+    if run.get("command"):
+        made = f"```sh\n{run['command']}\n```\n\n{_unpublished(run['command'])}"
+    else:
+        made = "The run was made from Python, with the arguments above. "
+        if not run["base_model_on_hub"]:
+            made += (
+                f"{origin_text(run)} is a local folder that is not published with this model: "
+                "others cannot repeat the run without it. "
+            )
     processes = "1 process" if run["processes"] == 1 else f"{run['processes']} processes"
-    return f"{made} Seed {run['seed']}, {processes} on {run['device']}; {versions}."
+    return f"{made}Seed {run['seed']}, {processes} on {run['device']}; {versions}."
+
+
+def _unpublished(command: str) -> str:
+    places = [f"`{place}`" for place in dict.fromkeys(_PLACE.findall(command))]
+    if not places:
+        return ""
+    what = f"{places[0]} is" if len(places) == 1 else f"{' and '.join(places)} are"
+    them = "it" if len(places) == 1 else "them"
+    return (
+        f"{what} on the machine of the run and not published with this model: others cannot run "
+        f"the command without {them}. "
+    )
 
 
 def how_to_call(run: dict[str, Any]) -> str:
