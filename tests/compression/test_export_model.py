@@ -125,7 +125,6 @@ def test_the_folder_holds_what_onnx_runtime_and_optimum_look_for(exported, model
 
 
 def test_what_a_card_says_of_the_graph_runs_it(exported, model_folder, monkeypatch):
-    shutil.copytree(model_folder, exported.parent, dirs_exist_ok=True)
     card = ModelCard(f"---\nlicense: mit\n---\n{own_id_line('me/small')}\n")
     text = str(with_export(card, exported.parent, [exported / "model.onnx"]))
     code = text.partition("```python\n")[2].partition("```")[0].replace('"..."', repr(TEXTS[0]))
