@@ -83,8 +83,11 @@ def test_ladder(capsys):
 
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_processes(capsys):
-    assert run("processes", *STEPS, *MODELS) > 0
+@pytest.mark.parametrize("trainer", ["distillation", "theseus"])
+def test_processes(trainer, capsys):
+    efficiencies = run("processes", *STEPS, *MODELS, "--trainers", trainer)
+    assert list(efficiencies) == [trainer]
+    assert efficiencies[trainer] > 0
 
 
 def test_all_together(capsys):

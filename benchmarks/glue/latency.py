@@ -1,0 +1,53 @@
+"""How much faster the students are: measured once for a device, for the weights do not matter."""
+
+import json
+from typing import Any
+
+import torch
+
+from benchmarks.glue.grid import Grid
+from benchmarks.glue.results import Results
+from benchmarks.glue.train import Place, describe_machine
+from kdnlp import GLUE_TASKS, build_student, load_for_finetuning, profile_models
+from kdnlp.files import replace_text
+
+BATCH_SIZES = (1, 32)
+LENGTH = 128
+SECONDS = 240.0
+
+
+def measure_latency(grid: Grid, results: Results, place: Place) -> dict[str, Any]:
+    """Profile the whole model and a student of every number of blocks in the plan.
+
+    Writes `latency.json` beside the results. The machine has to be idle.
+    """
+    whole, _ = load_for_finetuning(place.model or grid.model, GLUE_TASKS["mrpc"])
+    depths = sorted({blocks for _, _, blocks, _ in grid.rows()}, reverse=True)
+    models = {str(whole.config.num_hidden_layers): whole}
+    models |= {str(blocks): build_student(whole, blocks) for blocks in depths}
+    dtype = torch.bfloat16 if place.bf16 else torch.float32
+    profile = profile_models(
+        models, BATCH_SIZES, (LENGTH,), place.device, dtype, max_seconds=SECONDS
+    )
+    measured = {
+        "length": LENGTH,
+        "machine": describe_machine(place),
+        "threads": torch.get_num_threads(),
+        "depths": {
+            model.name: [
+                {
+                    "batch_size": cell.batch_size,
+                    "median_ms": cell.latency.p50_ms,
+                    "speedup": cell.speedup.ratio if cell.speedup else 1.0,
+                    "low": cell.speedup.low if cell.speedup else 1.0,
+                    "high": cell.speedup.high if cell.speedup else 1.0,
+                    "flops_ratio": first.flops_per_example / cell.flops_per_example,
+                }
+                for first, cell in zip(profile.reference.cells, model.cells, strict=True)
+            ]
+            for model in profile.models
+        },
+    }
+    results.folder.mkdir(parents=True, exist_ok=True)
+    replace_text(results.folder / "latency.json", json.dumps(measured, indent=1) + "\n")
+    return measured

@@ -1,0 +1,85 @@
+"""The plots of the grid: what was kept at which speed, and how the replacing rate matters."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from benchmarks.glue.grid import Grid
+from benchmarks.glue.rows import Row
+from benchmarks.glue.tables import NAMES, Summary
+from kdnlp.evaluation.plots import COLOURS, MARKERS, WIDTH, draw_scores, save_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BATCH_SIZE = 32
+
+
+def save_all(rows: Sequence[Row], grid: Grid, latency: dict[str, Any] | None, folder: Path) -> None:
+    """Write every plot for which there are results, as PNG and SVG."""
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = _kept(rows, grid)
+    if latency is not None and kept:
+        save_figure(lambda: _draw_kept(kept, latency), folder, "kept")
+    rates = _rates(rows, grid)
+    if rates:
+        save_figure(lambda: _draw_rates(rates), folder, "rates")
+
+
+def _kept(rows: Sequence[Row], grid: Grid) -> dict[tuple[str, int], float]:
+    """By method and blocks the mean share that was kept, of those that have every task."""
+    kept = {}
+    for blocks in sorted({row.blocks for row in rows if row.blocks}, reverse=True):
+        summary = Summary(rows, grid, blocks)
+        for method in summary.methods:
+            share = summary.kept(method)
+            if share is not None:
+                kept[method, blocks] = share
+    return kept
+
+
+def _draw_kept(kept: dict[tuple[str, int], float], latency: dict[str, Any]) -> "Figure":
+    times = {
+        int(depth): 100 / next(c["speedup"] for c in cells if c["batch_size"] == BATCH_SIZE)
+        for depth, cells in latency["depths"].items()
+    }
+    names = [f"{method}, {blocks} blocks" for method, blocks in kept]
+    axis = f"median latency, % of the teacher's, batch {BATCH_SIZE}, {latency['length']} tokens"
+    costs = {axis: [times[blocks] for _, blocks in kept]}
+    return draw_scores(costs, list(kept.values()), names, "score kept, %", title="GLUE")
+
+
+def _rates(rows: Sequence[Row], grid: Grid) -> dict[str, dict[float, Row]]:
+    """By task the rows that differ in a constant replacing rate alone."""
+    rates: dict[str, dict[float, Row]] = {}
+    for row in rows:
+        spec = grid.methods.get(row.method, {})
+        arguments = spec.get("arguments", {})
+        constant = arguments.get("replacing_schedule") == "constant"
+        if constant and spec.get("ablation") != "module":
+            rates.setdefault(row.task, {})[arguments["initial_replacing_rate"]] = row
+    return {task: by_rate for task, by_rate in rates.items() if len(by_rate) > 1}
+
+
+def _draw_rates(rates: dict[str, dict[float, Row]]) -> "Figure":
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
+    panel = figure.subplots()
+    for number, (task, by_rate) in enumerate(rates.items()):
+        points = sorted(by_rate)
+        panel.errorbar(
+            points,
+            [by_rate[rate].mean for rate in points],
+            np.array([by_rate[rate].deviation or 0.0 for rate in points]),
+            marker=MARKERS[number],
+            color=COLOURS[number],
+            capsize=3,
+            label=NAMES[task],
+        )
+    panel.set_xlabel("constant replacing rate in the first stage")
+    panel.set_ylabel("score, %")
+    panel.legend()
+    return figure

@@ -1,0 +1,57 @@
+"""One row of the table again, from the pretrained encoder on, in minutes."""
+
+import shutil
+from dataclasses import replace
+
+from benchmarks.glue.drive import run_grid
+from benchmarks.glue.grid import Grid
+from benchmarks.glue.results import Results
+from benchmarks.glue.rows import Row, find, read_rows
+from benchmarks.glue.train import Place
+
+TASK, METHOD, BLOCKS = "cola", "theseus", 3
+"""CoLA's texts are the shortest."""
+
+DEVIATIONS = 2.0
+
+
+def run_quick(grid: Grid, results: Results, place: Place, jobs: int) -> int:
+    """Train a row's teacher and its first seed anew, and compare the score with the row.
+
+    Returns:
+        0 if the score lies within two standard deviations of the row's mean, else 1.
+    """
+    row = find(read_rows(grid, results), TASK, METHOD, BLOCKS)
+    teacher = results.chosen(grid.teachers(TASK))
+    if row is None or teacher is None or row.deviation is None:
+        raise ValueError(
+            f"{results.folder} holds no {TASK} row of {METHOD} with a spread: there is nothing to "
+            "compare a new run with. Run the grid first."
+        )
+    seed = next(iter(row.scores))
+    small = replace(
+        grid,
+        teacher={**grid.teacher, "learning_rates": [teacher.learning_rate]},
+        student={"learning_rates": [row.learning_rate]},
+        plan=[{"tasks": [TASK], "methods": [METHOD], "blocks": [BLOCKS], "seeds": [seed]}],
+    )
+    again = replace(place, work=place.work / "quick")
+    shutil.rmtree(again.work, ignore_errors=True)
+    fresh = Results(again.work / "results")
+    if run_grid(small, fresh, again, jobs):
+        return 1
+    new = find(read_rows(small, fresh), TASK, METHOD, BLOCKS)
+    assert new is not None
+    return _compare(new, row)
+
+
+def _compare(new: Row, row: Row) -> int:
+    assert row.deviation is not None
+    within = abs(new.mean - row.mean) <= DEVIATIONS * row.deviation
+    print(
+        f"{row.task}, {row.method}, {row.blocks} blocks: {new.mean:.1f} now, "
+        f"{row.mean:.1f} ± {row.deviation:.1f} over {len(row.scores)} seeds in the table: "
+        f"{'within' if within else 'NOT within'} {DEVIATIONS:g} standard deviations; teacher "
+        f"{100 * new.teacher_score:.1f} now, {100 * row.teacher_score:.1f} there."
+    )
+    return 0 if within else 1

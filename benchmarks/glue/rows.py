@@ -1,0 +1,146 @@
+"""From results to rows: which cells count, their mean and spread, and tests of differences."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from benchmarks.glue.grid import TEACHER, Cell, Grid
+from benchmarks.glue.results import Results
+from kdnlp.evaluation.significance import paired_seeds
+
+BASELINE = "baseline"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method on a task, at one number of blocks, over its seeds.
+
+    Attributes:
+        task: a GLUE task.
+        method: its name in the grid, or `TEACHER`.
+        blocks: of the trained model; 0 for the teacher, which keeps all.
+        learning_rate: the one that the hold-out chose, with the first seed.
+        scores: by seed, the score on the validation split: the mean of the task's metrics, in
+            [-1, 1].
+        holdout: by seed, the same on the hold-out.
+        steps: optimizer steps of one cell.
+        teacher_score: on the validation split.
+    """
+
+    task: str
+    method: str
+    blocks: int
+    learning_rate: float
+    scores: dict[int, float]
+    holdout: dict[int, float]
+    steps: int
+    teacher_score: float
+
+    @property
+    def mean(self) -> float:
+        """The mean over seeds, in percent."""
+        return 100 * float(np.mean(list(self.scores.values())))
+
+    @property
+    def deviation(self) -> float | None:
+        """The standard deviation over seeds, in percent; `None` for one seed."""
+        values = list(self.scores.values())
+        return 100 * float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+    @property
+    def kept(self) -> float:
+        """Percent of the teacher's score, of the mean over seeds."""
+        return self.mean / self.teacher_score
+
+    def over(self, other: "Row") -> "Difference":
+        """This row's scores minus another's, seed by seed, where both have one."""
+        seeds = sorted(set(self.scores) & set(other.scores))
+        each = [100 * (self.scores[s] - other.scores[s]) for s in seeds]
+        return Difference(float(np.mean(each)) if each else None, paired_seeds(each), len(each))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A mean difference in points over `seeds`, with its 95% interval and p-value (Student's t)."""
+
+    mean: float | None
+    interval: tuple[float, float, float] | None
+    seeds: int
+
+
+def read_rows(grid: Grid, results: Results) -> list[Row]:
+    """Every row of the plan that has results, in the plan's order, the teachers first.
+
+    Raises:
+        ValueError: if students of one task had other teachers.
+    """
+    rows: dict[tuple[str, int, str], Row] = {}
+    for task in grid.tasks:
+        teacher = results.chosen(grid.teachers(task))
+        if teacher is None:
+            continue
+        told = results.get(teacher)
+        assert told is not None
+        rows[task, 0, TEACHER] = _row([(teacher, told)], told)
+        for _, method, blocks, seeds in [r for r in grid.rows() if r[0] == task]:
+            cells = _counting(grid, results, task, method, blocks, seeds)
+            _check_teacher(told, cells)
+            known = rows.get((task, blocks, method))
+            if cells and (known is None or len(cells) > len(known.scores)):
+                rows[task, blocks, method] = _row(cells, told)
+    return list(rows.values())
+
+
+def read_latency(results: Results) -> dict[str, Any] | None:
+    """What `latency.py` measured for this setting; `None` where it has not run."""
+    path = results.folder / "latency.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def find(rows: Iterable[Row], task: str, method: str, blocks: int) -> Row | None:
+    """A row by its names; `None` where it has no results."""
+    for row in rows:
+        if (row.task, row.method, row.blocks) == (task, method, blocks):
+            return row
+    return None
+
+
+def _counting(
+    grid: Grid, results: Results, task: str, method: str, blocks: int, seeds: Sequence[int]
+) -> list[tuple[Cell, dict[str, Any]]]:
+    """The cells of a row that count: those of the learning rate that the hold-out chose."""
+    tried = grid.students(task, method, blocks, seeds[0])
+    best = results.chosen(tried)
+    if best is None:
+        return []
+    same = tried.index(best)
+    cells = [grid.students(task, method, blocks, seed)[same] for seed in seeds]
+    return [(cell, told) for cell in cells if (told := results.get(cell)) is not None]
+
+
+def _row(cells: list[tuple[Cell, dict[str, Any]]], teacher: dict[str, Any]) -> Row:
+    first, told = cells[0]
+    return Row(
+        first.task,
+        first.method,
+        first.blocks,
+        first.learning_rate,
+        {cell.seed: told["validation"]["score"] for cell, told in cells},
+        {cell.seed: told["holdout"]["score"] for cell, told in cells},
+        told["optimizer_steps"],
+        teacher["validation"]["score"],
+    )
+
+
+def _check_teacher(teacher: dict[str, Any], cells: list[tuple[Cell, dict[str, Any]]]) -> None:
+    wanted = teacher["teacher"]["sha256"]
+    for cell, told in cells:
+        if told["teacher"]["sha256"] != wanted:
+            raise ValueError(
+                f"{cell.path} had the teacher {told['teacher']['sha256']}, others of the task "
+                f"{wanted}. Students of two teachers cannot be compared: delete the file, and run "
+                "the grid again."
+            )

@@ -1,0 +1,112 @@
+"""What the READMEs hold of the results: each part by the name of its marks."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.glue.grid import TEACHER, Grid
+from benchmarks.glue.plots import save_all
+from benchmarks.glue.results import Results
+from benchmarks.glue.rows import Row, find, read_latency, read_rows
+from benchmarks.glue.tables import MISSING, NAMES, Summary, detail, insert, published
+from kdnlp.evaluation.tables import markdown_table
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+
+README_BLOCKS = 3
+
+
+def rebuild(grid: Grid, results: Results) -> None:
+    """Write tables and plots anew from the results."""
+    rows, latency = read_rows(grid, results), read_latency(results)
+    save_all(rows, grid, latency, HERE / "plots")
+    for path, parts in sections(grid, results).items():
+        for name, lines in parts.items():
+            insert(path, name, lines)
+
+
+def sections(grid: Grid, results: Results) -> dict[Path, dict[str, list[str]]]:
+    """By file and name of the marks, the lines that belong between them."""
+    rows, latency = read_rows(grid, results), read_latency(results)
+    return {
+        HERE / "README.md": {
+            "summary": _summaries(rows, grid),
+            "speed": _speed(latency),
+            "by task": _by_task(rows, grid),
+            "machines": _machines(grid, results),
+            "missing": _missing(rows, grid),
+            "published": published(list(grid.tasks)),
+        },
+        ROOT / "README.md": {"glue": Summary(rows, grid, README_BLOCKS).markdown()},
+    }
+
+
+def _depths(rows: Sequence[Row]) -> list[int]:
+    return sorted({row.blocks for row in rows if row.method != TEACHER}, reverse=True)
+
+
+def _summaries(rows: Sequence[Row], grid: Grid) -> list[str]:
+    lines: list[str] = []
+    for blocks in _depths(rows):
+        if not Summary(rows, grid, blocks).methods:
+            continue
+        lines += [f"To {blocks} of 6 blocks:", ""]
+        lines += [*Summary(rows, grid, blocks).markdown(), ""]
+    return lines
+
+
+def _by_task(rows: Sequence[Row], grid: Grid) -> list[str]:
+    lines: list[str] = []
+    for blocks in _depths(rows):
+        for task in grid.tasks:
+            if any((row.task, row.blocks) == (task, blocks) for row in rows):
+                lines += [f"### {NAMES[task]}, {blocks} blocks", ""]
+                lines += [*detail(rows, grid, task, blocks), ""]
+    return lines
+
+
+def _speed(latency: dict[str, Any] | None) -> list[str]:
+    if latency is None:
+        return ["Not measured yet."]
+    lines = []
+    for depth, cells in latency["depths"].items():
+        for cell in cells:
+            speed = f"{cell['speedup']:.2f}x [{cell['low']:.2f}, {cell['high']:.2f}]"
+            flops = f"{cell['flops_ratio']:.2f}x"
+            milliseconds = f"{cell['median_ms']:.1f}"
+            lines.append((depth, str(cell["batch_size"]), milliseconds, speed, flops))
+    header = ("blocks", "batch", "median latency, ms", "speed-up [95%]", "FLOPs")
+    machine, threads = latency["machine"]["device"], latency["threads"]
+    said = f"{latency['length']} tokens, {machine}, {threads} threads, the models in turns."
+    return [*markdown_table(header, lines), "", said]
+
+
+def _machines(grid: Grid, results: Results) -> list[str]:
+    """What the cells ran on, with how many of them did."""
+    count: dict[tuple[str, ...], int] = {}
+    for path in sorted(results.folder.rglob("*-seed*.json")):
+        told = results.read(path)
+        versions = ", ".join(f"{name} {version}" for name, version in told["versions"].items())
+        threads = str(told["machine"].get("threads", MISSING))
+        key = (told["machine"]["device"], threads, versions)
+        count[key] = count.get(key, 0) + 1
+    lines = [(*key, str(number)) for key, number in count.items()]
+    return markdown_table(("machine", "threads a cell", "versions", "cells"), lines)
+
+
+def _missing(rows: Sequence[Row], grid: Grid) -> list[str]:
+    """By method and depth, the runs that are there out of those that the plan asks for."""
+    planned: dict[tuple[int, str], dict[str, int]] = {}
+    for task, method, blocks, seeds in grid.rows():
+        counts = planned.setdefault((blocks, method), {})
+        counts[task] = max(counts.get(task, 0), len(seeds))
+    lines = []
+    for (blocks, method), counts in planned.items():
+        found = {task: find(rows, task, method, blocks) for task in counts}
+        done = {task: len(row.scores) if row else 0 for task, row in found.items()}
+        if done != counts:
+            cells = [f"{done[t]} of {counts[t]}" if t in counts else MISSING for t in grid.tasks]
+            lines.append((grid.methods[method]["title"], str(blocks), *cells))
+    header = ("runs", "blocks", *(NAMES[task] for task in grid.tasks))
+    return markdown_table(header, lines) if lines else ["None of the plan."]

@@ -1,0 +1,310 @@
+"""The grid of GLUE: which cells are wanted, what is refused, cells that train, and the tables."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+import yaml
+from transformers import BertModel
+
+from benchmarks.glue import train
+from benchmarks.glue.__main__ import HERE, SETTING
+from benchmarks.glue.drive import run_grid
+from benchmarks.glue.grid import Grid
+from benchmarks.glue.quick import run_quick
+from benchmarks.glue.results import RESULTS, Results, wanted
+from benchmarks.glue.rows import find, read_rows
+from benchmarks.glue.sections import sections
+from benchmarks.glue.tables import Summary, replaced
+from benchmarks.glue.train import HOLDOUT, Place, run_cell, split_rows, teacher_folder
+from kdnlp import find_layers, load_finetuned
+from kdnlp.data.glue import GLUE_TASKS
+from kdnlp.data.synthetic import build_config, build_tokenizer, generate
+
+ROOT = Path(__file__).parents[2]
+
+SMALL = """
+model: {model}
+holdout: 0.25
+arguments: {{per_device_train_batch_size: 8, per_device_eval_batch_size: 32}}
+tasks:
+  mrpc: {{epochs: 1, teacher_epochs: 1}}
+teacher: {{learning_rates: [1.0e-3, 2.0e-3], seed: 1}}
+student: {{learning_rates: [1.0e-3, 3.0e-3]}}
+methods:
+  baseline: {{title: fine-tuning}}
+  logits: {{title: logits, trainer: distillation, losses: {{logits: {{}}}}}}
+  both:
+    title: Theseus, then logits
+    stages:
+      - {{share: 0.5, trainer: theseus, arguments: {{replacing_fraction: 0.5}}}}
+      - {{share: 0.5, trainer: distillation, losses: {{logits: {{}}}}}}
+  uneven:
+    title: uneven
+    trainer: theseus
+    by_blocks: {{2: {{slot_sizes: [1, 3]}}}}
+  born-again:
+    title: born again
+    budget: 2
+    stages:
+      - {{share: 0.5, trainer: distillation, losses: {{logits: {{}}}}}}
+      - {{share: 0.5, trainer: distillation, losses: {{logits: {{}}}}, restart: true}}
+  more:
+    title: two teachers, more rows, one block trained
+    trainer: distillation
+    losses: {{logits: {{}}}}
+    arguments: {{loss_weights: {{logits: 1}}}}
+    ensemble: true
+    copies: 1
+    trained_blocks: [1]
+plan:
+  - {{tasks: [mrpc], blocks: [2], seeds: [1, 2], methods: [baseline, logits, both, uneven]}}
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """MRPC-shaped rows, a tiny pretrained encoder of four blocks, and a cache of their own."""
+    root = tmp_path_factory.mktemp("grid")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", str(root / "hf-cache"))
+        (root / "glue" / "mrpc").mkdir(parents=True)
+        pairs = generate("synthetic_paraphrase", num_train=64, num_validation=32)
+        for split, rows in pairs.items():
+            names = GLUE_TASKS["mrpc"].label_names
+            rows = rows.cast_column("label", datasets.ClassLabel(names=list(names)))
+            rows.to_parquet(root / "glue" / "mrpc" / f"{split}.parquet")
+        tokenizer = build_tokenizer()
+        torch.manual_seed(0)
+        config = build_config(4, hidden_size=16, num_heads=2, intermediate_size=24)
+        BertModel(config).save_pretrained(root / "encoder")
+        tokenizer.save_pretrained(root / "encoder")
+        (root / "grid.yaml").write_text(SMALL.format(model=root / "encoder"), encoding="utf-8")
+        yield Place(str(root / "glue"), str(root / "encoder"), root / "work")
+
+
+@pytest.fixture(autouse=True)
+def restored_state():
+    """A cell seeds its process and sets its threads."""
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
+    yield
+    torch.set_rng_state(state)
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def grid(place):
+    return Grid.read(place.work.parent / "grid.yaml")
+
+
+def told(cell, holdout, validation=0.5, teacher="same"):
+    """What a cell's JSON says, as far as choosing and tables read it."""
+    return {
+        **cell.described(),
+        "teacher": {"sha256": teacher, "learning_rate": 1e-3},
+        HOLDOUT: {"score": holdout},
+        "validation": {"score": validation},
+        "optimizer_steps": 6,
+        "seconds": 1.0,
+        "machine": {"device": "a processor", "threads": 1},
+        "versions": {"torch": "2"},
+    }
+
+
+def children(pid):
+    """The processes that a process has started (Linux)."""
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()
+
+
+def fill(grid, results, scores=None):
+    """Put a score for every cell until no more are wanted; the higher rate wins each choice."""
+    while missing := [c for c in wanted(grid, results) if results.get(c) is None]:
+        for cell in missing:
+            score = (scores or {}).get((cell.method, cell.seed), 0.5)
+            results.put(cell, told(cell, cell.learning_rate, score))
+
+
+def test_the_seeds_wait_for_the_rate_that_the_hold_out_chooses(grid, tmp_path):
+    results = Results(tmp_path)
+    teachers = grid.teachers("mrpc")
+    assert wanted(grid, results) == teachers
+    results.put(teachers[0], told(teachers[0], 0.7))
+    results.put(teachers[1], told(teachers[1], 0.6, validation=0.99))
+    assert results.chosen(teachers) == teachers[0]
+    tried = grid.students("mrpc", "baseline", 2, 1)
+    assert wanted(grid, results)[:4] == [*teachers, *tried]
+    results.put(tried[0], told(tried[0], 0.4, validation=0.9))
+    assert tried[1] in wanted(grid, results)
+    results.put(tried[1], told(tried[1], 0.5, validation=0.1))
+    second = [c for c in wanted(grid, results) if (c.method, c.seed) == ("baseline", 2)]
+    assert [c.learning_rate for c in second] == [3e-3]
+
+
+def test_a_result_of_other_settings_is_refused(grid, tmp_path):
+    results, cell = Results(tmp_path), grid.teachers("mrpc")[0]
+    results.put(cell, told(cell, 0.7))
+    assert results.get(cell)[HOLDOUT] == {"score": 0.7}
+    longer = replace(grid, tasks={"mrpc": {"epochs": 1, "teacher_epochs": 2}})
+    with pytest.raises(ValueError, match="other settings than the grid's now: stages"):
+        results.get(longer.teachers("mrpc")[0])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "what"),
+    [
+        ("trainer: theseus", "trainer: thesis", "expected a trainer out of plain"),
+        ("title: logits, trainer", "titel: logits, trainer", "got \\['titel'\\]"),
+        ("methods: [baseline, logits", "methods: [base, logits", "got \\['base'\\]"),
+        ("tasks: [mrpc]", "tasks: [rte]", "got \\['rte'\\]"),
+    ],
+)
+def test_a_name_that_there_is_not_is_refused_before_anything_runs(old, new, what):
+    text = SMALL.replace(old, new).format(model="m")
+    assert text != SMALL.format(model="m")
+    with pytest.raises(ValueError, match=what):
+        Grid(**yaml.safe_load(text))
+
+
+def test_the_hold_out_is_apart_from_what_trains_and_the_same_every_time(place):
+    first, again = (split_rows(GLUE_TASKS["mrpc"], place, 0.25) for _ in range(2))
+    assert {name: len(rows) for name, rows in first.items()} == {
+        "train": 48, HOLDOUT: 16, "validation": 32,
+    }  # fmt: skip
+    assert list(first[HOLDOUT]["sentence1"]) == list(again[HOLDOUT]["sentence1"])
+    assert not set(first["train"]["idx"]) & set(first[HOLDOUT]["idx"])
+    shares = [sum(first[name]["label"]) / len(first[name]) for name in ("train", HOLDOUT)]
+    assert shares[0] == pytest.approx(shares[1], abs=0.04)
+
+
+def test_cells_from_texts_to_scores(place, grid, tmp_path):
+    """A teacher, then a student in two stages of two trainers."""
+    teacher = grid.teachers("mrpc")[0]
+    own = run_cell(teacher, place, [])
+    assert own["optimizer_steps"] == 6
+    assert (teacher_folder(place, teacher) / "tokenizer.json").is_file()
+    assert own["validation"].keys() >= {"f1", "accuracy", "score", "loss"}
+    for method, steps in {"both": 6, "uneven": 6, "born-again": 12}.items():
+        cell = grid.students("mrpc", method, 2, 1)[0]
+        result = run_cell(cell, place, [teacher])
+        assert result["optimizer_steps"] == steps
+        assert result["teacher"]["sha256"] == own["teacher"]["sha256"]
+        assert 0 <= result[HOLDOUT]["score"] <= 1
+        assert result == json.loads(json.dumps(result))
+    uneven = grid.students("mrpc", "uneven", 2, 1)[0]
+    assert uneven.settings["stages"][0]["arguments"]["slot_sizes"] == [1, 3]
+
+
+def test_a_student_of_two_teachers_with_more_rows_and_one_block_that_trains(
+    place, grid, monkeypatch
+):
+    evaluated, evaluate_model = [], train.evaluate_model
+
+    def evaluate(model, *inputs):
+        evaluated.append(model)
+        return evaluate_model(model, *inputs)
+
+    monkeypatch.setattr(train, "evaluate_model", evaluate)
+    teachers = grid.teachers("mrpc")
+    for teacher in teachers:
+        run_cell(teacher, place, [])
+    result = run_cell(grid.students("mrpc", "more", 2, 1)[0], place, teachers)
+    assert result["optimizer_steps"] == 12
+    chosen = load_finetuned(str(teacher_folder(place, teachers[0])), GLUE_TASKS["mrpc"])[0]
+    own, theirs = (
+        [list(block.state_dict().values()) for block in find_layers(model).layers[:2]]
+        for model in (evaluated[-1], chosen)
+    )
+    assert [all(map(torch.equal, *pair)) for pair in zip(own, theirs, strict=True)] == [True, False]
+
+
+def test_students_of_two_teachers_are_not_compared(grid, tmp_path):
+    results = Results(tmp_path)
+    fill(grid, results)
+    assert find(read_rows(grid, results), "mrpc", "logits", 2).learning_rate == 3e-3
+    cell = grid.students("mrpc", "logits", 2, 2)[1]
+    results.put(cell, told(cell, 0.5, teacher="another"))
+    with pytest.raises(ValueError, match="Students of two teachers"):
+        read_rows(grid, results)
+
+
+def test_the_table_has_means_spread_and_the_seeds_own_differences(grid, tmp_path):
+    results = Results(tmp_path)
+    scores = {("teacher", 1): 0.8, ("baseline", 1): 0.6, ("baseline", 2): 0.7}
+    fill(grid, results, scores | {("logits", 1): 0.64, ("logits", 2): 0.72})
+    rows = read_rows(grid, results)
+    lines = "\n".join(Summary(rows, grid, 2).markdown())
+    assert "| fine-tuning | 65.0 ± 7.1 | 81.2 | - |" in lines
+    assert "| logits | 68.0 ± 5.7 | 85.0 | +3.0 |" in lines
+    difference = find(rows, "mrpc", "logits", 2).over(find(rows, "mrpc", "baseline", 2))
+    assert (difference.mean, difference.seeds) == (pytest.approx(3.0), 2)
+
+
+def test_the_readmes_hold_what_the_committed_results_say():
+    grid = Grid.read(HERE / "grid.yaml")
+    for path, parts in sections(grid, Results(RESULTS / SETTING)).items():
+        text = path.read_text(encoding="utf-8")
+        for name, lines in parts.items():
+            assert replaced(text, name, lines) == text, f"{path}: {name}; run --tables"
+
+
+def test_committed_results_name_no_place_and_no_text():
+    files = sorted(RESULTS.rglob("*.json"))
+    assert files
+    for path in files:
+        text = path.read_text(encoding="utf-8")
+        assert "/" not in text.replace("sentence-transformers/all-MiniLM-L6-v2", ""), path
+
+
+@pytest.mark.slow
+def test_a_killed_grid_goes_on_and_ends_like_one_that_was_not(place, grid, tmp_path):
+    """The driver is killed when the first cells are there; what it did is not done again."""
+    command = [sys.executable, "-m", "benchmarks.glue", "--grid", place.work.parent / "grid.yaml"]
+    command += ["--data_dir", place.data_dir, "--results", tmp_path / "killed", "--jobs", "2"]
+    command += ["--work", tmp_path / "work"]
+    env = {**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "hf")}
+    killed = tmp_path / "killed" / SETTING
+    with subprocess.Popen(command, cwd=ROOT, env=env, start_new_session=True) as process:
+        while len(list(killed.rglob("*.json"))) < 3:
+            assert process.poll() is None
+            time.sleep(0.05)
+        workers = children(process.pid)
+        process.kill()
+    while any(Path(f"/proc/{pid}").exists() for pid in workers):
+        time.sleep(0.05)  # the suite's time limit ends it where they stay
+    before = {path: path.stat().st_mtime_ns for path in killed.rglob("*.json")}
+    assert subprocess.run(command, cwd=ROOT, env=env, check=False).returncode == 0
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    whole = Results(tmp_path / "whole")
+    assert run_grid(grid, whole, replace(place, work=tmp_path / "work-2"), 2) == {}
+    again = Results(killed)
+    assert all(again.get(cell) is not None for cell in wanted(grid, again))
+    assert [row.scores for row in read_rows(grid, again)] == [
+        row.scores for row in read_rows(grid, whole)
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("scores", "status", "said"),
+    [((0.1, 0.9), 0, "within 2"), ((0.998, 0.999), 1, "NOT within 2")],
+    ids=["wide", "narrow"],
+)
+def test_a_row_is_trained_anew_and_compared(
+    place, grid, tmp_path, monkeypatch, capsys, scores, status, said
+):
+    for name, value in (("TASK", "mrpc"), ("METHOD", "logits"), ("BLOCKS", 2)):
+        monkeypatch.setattr(f"benchmarks.glue.quick.{name}", value)
+    results, own = Results(tmp_path / "results"), replace(place, work=tmp_path / "work")
+    with pytest.raises(ValueError, match="nothing to compare"):
+        run_quick(grid, results, own, 1)
+    fill(grid, results, {("logits", seed): score for seed, score in enumerate(scores, 1)})
+    assert run_quick(grid, results, own, 1) == status
+    assert said in capsys.readouterr().out
+    assert (own.work / "quick" / "results" / "mrpc" / "2-blocks" / "logits").is_dir()
