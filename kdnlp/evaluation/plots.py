@@ -345,7 +345,7 @@ class Plot:
 
 PLOTS = {
     "report": Plot(
-        "Score against median latency, with the Pareto front",
+        "Score against median latency with its interval, and the Pareto front",
         lambda report: True,
         _draw_report,
     ),

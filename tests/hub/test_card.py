@@ -67,7 +67,10 @@ def test_the_card_beside_the_model_has_metadata_that_the_hub_accepts(tmp_path):
         ("accuracy", 0.76),
     ]
     assert data.eval_results[0].dataset_config == "mrpc"
-    assert "![Score against median latency, with the Pareto front](report.png)" in card.text
+    assert (
+        "![Score against median latency with its interval, and the Pareto front](report.png)"
+        in card.text
+    )
     assert "| accuracy, % | The share of predictions that equal" in card.text
     for part in ("from 4 to 2", "95.0%", "xu2020bert", "replacing_fraction", "2.00x fewer FLOPs"):
         assert part in card.text
