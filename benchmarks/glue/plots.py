@@ -9,7 +9,8 @@ import numpy as np
 from benchmarks.glue.grid import Grid
 from benchmarks.glue.rows import Row
 from benchmarks.glue.tables import NAMES, Summary
-from kdnlp.evaluation.plots import COLOURS, MARKERS, WIDTH, draw_scores, save_figure
+from kdnlp.evaluation.palette import COLOURS, MARKERS
+from kdnlp.evaluation.plots import WIDTH, draw_scores, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

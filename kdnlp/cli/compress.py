@@ -24,9 +24,9 @@ from kdnlp.cli.options import (
     SmallerOptions,
     TheseusOptions,
 )
-from kdnlp.cli.parsing import parse_arguments
+from kdnlp.cli.parsing import parse_arguments, without_config
+from kdnlp.cli.shown_command import command_line
 from kdnlp.cli.steps import (
-    command_line,
     license_of,
     load_task,
     print_report,
@@ -116,7 +116,7 @@ def main(command: str, argv: Sequence[str]) -> None:
         base_model=source_of(options),
         sequence_length=options.report_length,
         max_seconds=options.report_seconds,
-        command=command_line(command, argv),
+        command=command_line(command, without_config(_DATACLASSES[command], argv, command)),
         **describe_start(options),
         **facts,
     )

@@ -21,6 +21,7 @@ from kdnlp.arguments import (
     TheseusTrainingArguments,
 )
 from kdnlp.cli.parsing import parse_arguments
+from kdnlp.cli.shown_command import command_line
 from kdnlp.cli.steps import print_report
 from kdnlp.data.preparation import prepare
 from kdnlp.data.synthetic import (
@@ -91,7 +92,10 @@ def main(command: str, argv: Sequence[str]) -> None:
         for name, model in models.items()
     }
     origin = str(folder / "predecessor")
-    report = publish_results(theseus, models, metrics, task, origin, max_seconds=20.0)
+    shown = command_line(command, argv)
+    report = publish_results(
+        theseus, models, metrics, task, origin, max_seconds=20.0, command=shown
+    )
     print_report(report, str(folder / "theseus"))
     classify = pipeline("text-classification", str(folder / "theseus"), device="cpu")
     console.print(f"The successor, loaded with plain transformers, reads “{EXAMPLE}” as:")

@@ -1,6 +1,7 @@
 """`kdnlp export`: a fine-tuned model for another runtime or in fewer bits, checked against it."""
 
 import logging
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from kdnlp.data.preparation import prepare
 from kdnlp.hub.origin import model_name
 from kdnlp.loading import load_tokenizer
 from kdnlp.models.pretrained import in_model_order, load_as_saved, load_finetuned
+from kdnlp.uploads.export_section import equality_words
 from kdnlp.weights import EXPORT_JSON
 
 DESCRIPTION = (
@@ -46,6 +48,9 @@ def main(command: str, argv: Sequence[str]) -> None:
     facts = export_model(model, tokenizer, options.output_dir, settings, name=name, **rows)
     print_facts(facts)
     Console().print(f"Model, tokenizer and {EXPORT_JSON} are in {options.output_dir}.")
+    latency = latency_command(options.model, settings)
+    if latency is not None:
+        Console().print(f"For its latency beside the model's:\n{latency}", soft_wrap=True)
 
 
 def named_model(argv: Sequence[str]) -> list[str]:
@@ -122,9 +127,12 @@ def print_facts(facts: dict[str, Any]) -> None:
         if key in facts:
             table.add_row(label, *(f"{facts[key][name]:.1f}" for name in ("original", "export")))
     Console().print(table)
-    gate = facts["gate"]
-    same = "" if gate["agreement"] is None else f", {gate['agreement']:.1%} equal predictions"
-    Console().print(
-        f"Logits of {gate['rows']} rows differ by at most {gate['largest_difference']:.2g}, where "
-        f"the largest is {gate['largest_logit']:.2g}{same}."
-    )
+    Console().print(f"{equality_words(facts['gate'])}.")
+
+
+def latency_command(model: str, settings: ExportSettings) -> str | None:
+    """What to type for the latency of a graph beside its model's; `None` for other formats."""
+    if settings.format != "onnx":
+        return None
+    graphs = "onnx" if settings.quantize is None else "onnx,onnx-int8"
+    return shlex.join(["kdnlp", "profile", model, "--runtimes", f"sdpa,{graphs}"])

@@ -6,9 +6,9 @@ from transformers import set_seed
 
 from kdnlp.arguments import CompressionTrainingArguments
 from kdnlp.cli.options import DataOptions, FinetuneOptions
-from kdnlp.cli.parsing import parse_arguments
+from kdnlp.cli.parsing import parse_arguments, without_config
+from kdnlp.cli.shown_command import command_line
 from kdnlp.cli.steps import (
-    command_line,
     license_of,
     load_task,
     print_report,
@@ -27,11 +27,14 @@ DESCRIPTION = (
 )
 
 
+_DATACLASSES = (FinetuneOptions, DataOptions, CompressionTrainingArguments)
+
+
 @releases_output_dir
 def main(command: str, argv: Sequence[str]) -> None:
     """Run the command with its arguments."""
     options, data, args = parse_arguments(
-        (FinetuneOptions, DataOptions, CompressionTrainingArguments),
+        _DATACLASSES,
         argv,
         section=command,
         prog=f"kdnlp {command}",
@@ -59,6 +62,6 @@ def main(command: str, argv: Sequence[str]) -> None:
         {"model": metrics},
         task,
         base_model=options.model,
-        command=command_line(command, argv),
+        command=command_line(command, without_config(_DATACLASSES, argv, command)),
     )
     print_report(report, str(args.output_dir))

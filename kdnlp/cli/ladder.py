@@ -21,10 +21,10 @@ from kdnlp.cli.compress import (
 )
 from kdnlp.cli.loss_settings import resolve_losses
 from kdnlp.cli.options import DataOptions, LadderOptions, LadderTrainingArguments
-from kdnlp.cli.parsing import parse_arguments
+from kdnlp.cli.parsing import parse_arguments, without_config
 from kdnlp.cli.rungs import Rung, begin_rung, find_rung, finish_rung, ladder_settings
+from kdnlp.cli.shown_command import command_line
 from kdnlp.cli.steps import (
-    command_line,
     license_of,
     load_task,
     print_report,
@@ -56,11 +56,14 @@ DESCRIPTION = (
 )
 
 
+_DATACLASSES = (LadderOptions, DataOptions, LadderTrainingArguments)
+
+
 @releases_output_dir
 def main(command: str, argv: Sequence[str]) -> None:
     """Run the command with its arguments."""
     options, data, args = parse_arguments(
-        (LadderOptions, DataOptions, LadderTrainingArguments),
+        _DATACLASSES,
         argv,
         section="distill",
         prog=f"kdnlp {command}",
@@ -84,6 +87,7 @@ def main(command: str, argv: Sequence[str]) -> None:
 
     evaluated = partial(evaluate_model, splits=splits, task=task, tokenizer=tokenizer)
     original = evaluated(teacher, args)
+    shown = command_line(command, without_config(_DATACLASSES, argv, "distill"))
     for rung in rungs:
         if rung.done:
             logger.info("The student of %d blocks is done already.", rung.depth)
@@ -91,7 +95,7 @@ def main(command: str, argv: Sequence[str]) -> None:
         begin_rung(rung, settings)
         trainer = train_student(rung, teacher, options, inputs, license)
         metrics = {"teacher": original, "student": evaluated(trainer.student, rung.args)}
-        publish_student(trainer, teacher, metrics, task, options, command_line(command, argv))
+        publish_student(trainer, teacher, metrics, task, options, shown)
         finish_rung(rung, settings)
     if args.process_index == 0:
         report_all(teacher, original, rungs, task, options, args)

@@ -15,6 +15,7 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from kdnlp.arguments.paths import check_below
 from kdnlp.cli.secrets import hide_tokens, hide_values
+from kdnlp.cli.shown_command import flag_groups, flag_name
 
 SECTIONS = ("finetune", "distill", "theseus")
 """Keys of a configuration file that hold what only one command reads."""
@@ -106,6 +107,23 @@ def parse_arguments(
         parser.error(_unknown_message(hide_values(unknown), parser, config))
     parser.check_folders(parsed)
     return tuple(parsed)
+
+
+def without_config(
+    dataclass_types: Sequence[type], argv: Sequence[str], section: str | None = None
+) -> list[str]:
+    """The arguments with the flags in place of the `--config` file that holds them.
+
+    Those that the command line gives too are left out. The arguments are as `parse_arguments` has
+    taken them.
+    """
+    config, rest = _split_config(list(argv))
+    if config is None:
+        return rest
+    parser = _Parser(dataclass_types, show_all=False, allow_abbrev=False, add_help=False)
+    given = {flag_name(group) for group in flag_groups(rest)}
+    groups = flag_groups(parser.config_flags(config, section))
+    return [*(part for group in groups if flag_name(group) not in given for part in group), *rest]
 
 
 _HELP = "Show this text; --help_all lists all flags of transformers.TrainingArguments too."

@@ -1,13 +1,10 @@
 """What every training command does before and after it trains."""
 
 import logging
-import os
-import shlex
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import wraps
-from pathlib import Path
 from typing import Any
 
 from datasets import DatasetDict
@@ -16,7 +13,6 @@ from transformers import PreTrainedTokenizerBase
 
 from kdnlp.arguments import CompressionTrainingArguments
 from kdnlp.cli.options import DataOptions
-from kdnlp.cli.secrets import hide_tokens
 from kdnlp.data.glue import GLUE_TASKS, load_glue_raw
 from kdnlp.data.preparation import build_collator, prepare
 from kdnlp.data.synthetic import SYNTHETIC_TASKS, generate
@@ -34,8 +30,6 @@ from kdnlp.uploads.license import NO_LICENSE, License, as_license, find_license
 
 _held = ExitStack()
 """What the command that runs has taken."""
-
-SECRET_FLAGS = ("--hub_token", "--hub-token")
 
 
 def start(args: CompressionTrainingArguments) -> str | None:
@@ -180,28 +174,3 @@ def print_report(
     if report is not None:
         Console().print(report_table(report))
         Console().print(f"{contents} are in {folder}.")
-
-
-def command_line(command: str, argv: Sequence[str]) -> str:
-    """The command as it was typed, without secrets and without where things lie on this machine."""
-    shown, hide = [], False
-    for part in argv:
-        name = part.partition("=")[0]
-        if not hide and name not in SECRET_FLAGS:
-            shown.append(_last_part_of_a_path(part))
-        hide = name in SECRET_FLAGS and "=" not in part
-    return shlex.join(["kdnlp", command, *map(hide_tokens, shown)])
-
-
-def _last_part_of_a_path(part: str) -> str:
-    flag, equals, value = part.partition("=") if part.startswith("--") else ("", "", part)
-    return f"{flag}{equals}{Path(value).name or value}" if _is_path(value) else part
-
-
-def _is_path(value: str) -> bool:
-    """Whether a value leads to a place on this machine, rather than to one on the Hub."""
-    if value.startswith(("{", "[")) or "://" in value:
-        return False
-    leads = os.path.isabs(value) or value.startswith(("~", "./", "../"))
-    # A Hub id has one slash at most; a folder of the same name comes before it.
-    return leads or value.rstrip("/").count("/") > 1 or ("/" in value and os.path.exists(value))

@@ -214,7 +214,7 @@ def _write_checked(
         settings.largest_share,
         settings.least_agreement,
     )
-    logger.info("The export answers as the model does: %s.", found)
+    logger.info("The export answers as the model does. %s.", found.words)
     auto_class = source.auto_class.__name__ if form.plain else None
     check_plain_folder(
         folder, source.model, source.tokenizer, auto_class, batches[1 % len(batches)], exported

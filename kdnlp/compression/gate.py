@@ -16,6 +16,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from kdnlp.evaluation.logits import LogitsOf
 from kdnlp.models.heads import MASKED_LOGIT, as_items
+from kdnlp.uploads.export_section import equality_words
 from kdnlp.uploads.plain_folder import CONFIG, TOKENIZER_CONFIG, plain_faults, read_json
 
 PROBE = "A plain folder needs nothing but its own files."
@@ -54,6 +55,11 @@ class Equality:
         """Whether neither bound is broken; what is not a number breaks both."""
         agrees = self.agreement is None or self.agreement >= min_agreement
         return bool(self.share <= tolerance and agrees)
+
+    @property
+    def words(self) -> str:
+        """The same as a sentence without its full stop."""
+        return equality_words(self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values."""

@@ -59,7 +59,9 @@ def expected_calibration_error(
 
 
 def describe_behaviour(own: Predictions, original: Predictions | None) -> dict[str, float]:
-    """What makes sense for the kind of task, of the figures in `FIGURES`, and `rows`.
+    """What makes sense for the kind of task, of the figures that a report shows, and `rows`.
+
+    `one_answer` is there where a model answers all rows alike, and tells none apart.
 
     Args:
         own: the answers of a model.
@@ -67,6 +69,8 @@ def describe_behaviour(own: Predictions, original: Predictions | None) -> dict[s
             comparison out.
     """
     figures = {"rows": float(len(own.labels))}
+    if (own.predicted == own.predicted[:1]).all():
+        figures["one_answer"] = 1.0
     if original is not None:
         figures |= _compared(own, original)
     if own.kind not in _NO_PROBABILITY:

@@ -52,7 +52,7 @@ class ComparisonRow:
         scores: its score in each run, as a fraction.
         retention: percent of the original's score in each run; `None` for an original.
         flops_ratio: how many times fewer FLOPs than the original.
-        speedups: by batch size, the mean over runs of the original's median latency over its own.
+        speedups: by batch size, how many times faster than the original in each run.
         agreement: share of rows answered as the original does, the mean over splits, in each run;
             `None` for an original, and where a run does not tell it.
         calibration_error: expected calibration error, likewise.
@@ -66,7 +66,7 @@ class ComparisonRow:
     scores: tuple[float, ...]
     retention: tuple[float, ...] | None
     flops_ratio: float
-    speedups: dict[str, float]
+    speedups: dict[str, tuple[float, ...]]
     agreement: tuple[float, ...] | None = None
     calibration_error: tuple[float, ...] | None = None
     members: tuple[Member, ...] = field(default=(), compare=False, repr=False)
@@ -242,7 +242,7 @@ def _row(key: tuple[str, str, int], members: list[Member], differing: str) -> Co
         scores=tuple(r[name].score for r in runs.values()),
         retention=tuple(k for k in kept if k is not None) or None,
         flops_ratio=first.ratios(name)["flops"],
-        speedups=_mean_speedups([r.ratios(name) for r in runs.values()]),
+        speedups=_speedups([r.ratios(name) for r in runs.values()]),
         agreement=_figure("agreement", runs.values(), name),
         calibration_error=_figure("calibration_error", runs.values(), name),
         members=tuple((r, name) for r in runs.values()),
@@ -267,10 +267,7 @@ def _identity(report: CompressionReport, name: str) -> tuple[Any, float | None]:
     return which, None if math.isnan(score) else score
 
 
-def _mean_speedups(ratios: list[dict[str, float]]) -> dict[str, float]:
+def _speedups(ratios: list[dict[str, float]]) -> dict[str, tuple[float, ...]]:
     prefix = "latency_batch_"
     sizes = [key for key in ratios[0] if key.startswith(prefix)]
-    return {
-        key.removeprefix(prefix): float(np.mean([r[key] for r in ratios if key in r]))
-        for key in sizes
-    }
+    return {key.removeprefix(prefix): tuple(r[key] for r in ratios if key in r) for key in sizes}

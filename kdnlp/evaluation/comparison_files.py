@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from kdnlp.evaluation.against import Bounds, ComparisonTest
 from kdnlp.evaluation.comparison import ComparisonRow
 from kdnlp.evaluation.html import PageTable, page_html, read_plots
 from kdnlp.evaluation.json_text import json_text
+from kdnlp.evaluation.pareto import overlap, pareto_front, same_build
 from kdnlp.evaluation.plots import draw_scores, save_figure
 from kdnlp.evaluation.rows import MISSING, p_value
 from kdnlp.evaluation.significance import RESAMPLES, SEED
@@ -66,7 +68,7 @@ def comparison_rows(rows: Sequence[ComparisonRow]) -> list[tuple[str, ...]]:
             _spread(row.agreement, 100),
             _spread(row.calibration_error, 100),
             f"{row.flops_ratio:.2f}x",
-            " / ".join(f"{ratio:.2f}x" for ratio in row.speedups.values()),
+            " / ".join(_speedup(ratios) for ratios in row.speedups.values()),
             str(len(row.scores)),
         )
         for row in rows
@@ -181,17 +183,42 @@ def _by_task(rows: Sequence[ComparisonRow]) -> dict[str, list[ComparisonRow]]:
 def _draw(rows: Sequence[ComparisonRow]) -> "Figure":
     # Relative: of runs on different machines no milliseconds can be compared.
     sizes = [size for size in rows[0].speedups if all(size in row.speedups for row in rows)]
-    costs = {
-        f"median latency, % of the original's, batch {size}": [
-            100 / row.speedups[size] for row in rows
-        ]
-        for size in sizes
-    }
-    costs = costs or {"FLOPs, % of the original's": [100 / row.flops_ratio for row in rows]}
     scores = [100 * float(np.mean(row.scores)) for row in rows]
+    costs, fronts, ranges = {}, {}, {}
+    for size in sizes:
+        axis = f"median latency, % of the original's, batch {size}"
+        costs[axis] = [100 / float(np.mean(row.speedups[size])) for row in rows]
+        fronts[axis] = pareto_front(costs[axis], scores, partial(_same_latency, rows, size))
+        ranges[axis] = [_latency_range(row, size) for row in rows]
+    costs = costs or {"FLOPs, % of the original's": [100 / row.flops_ratio for row in rows]}
     errors = [_deviation(row.scores, 100) for row in rows]
     names = [row.model for row in rows]
-    return draw_scores(costs, scores, names, "score, %", errors, rows[0].task)
+    return draw_scores(costs, scores, names, "score, %", errors, rows[0].task, fronts, ranges)
+
+
+def _same_latency(rows: Sequence[ComparisonRow], size: str, first: int, second: int) -> bool:
+    """Whether runs do not tell two speed-ups apart, or both are of models of one build."""
+    accounts = [report[name] for i in (first, second) for report, name in rows[i].members[:1]]
+    if len(accounts) == 2 and same_build(*accounts):
+        return True
+    return overlap(*(_speedup_range(rows[i], size) for i in (first, second)))
+
+
+def _latency_range(row: ComparisonRow, size: str) -> tuple[float, float] | None:
+    """The same in percent of the original's latency; `None` where noise may be all of it."""
+    low, high = _speedup_range(row, size)
+    return (100 / high, 100 / low) if low > 0 else None
+
+
+def _speedup_range(row: ComparisonRow, size: str) -> tuple[float, float]:
+    """A standard deviation over the runs to both sides, or the interval of the only one."""
+    ratios = row.speedups[size]
+    middle, spread = float(np.mean(ratios)), _deviation(ratios, 1)
+    for report, name in row.members if len(ratios) == 1 else ():
+        for latency in report[name].latency:
+            if str(latency.batch_size) == size and latency.speedup is not None:
+                return latency.speedup.low, latency.speedup.high
+    return middle - spread, middle + spread
 
 
 def _terminal(
@@ -214,6 +241,16 @@ def _spread(values: Sequence[float] | None, factor: float = 1, form: str = ".1f"
         return MISSING
     mean = format(factor * float(np.mean(values)), form)
     return f"{mean} ± {_deviation(values, factor):.1f}" if len(values) > 1 else mean
+
+
+def _speedup(ratios: Sequence[float]) -> str:
+    """The mean over runs, with its standard deviation.
+
+    >>> _speedup((1.9, 2.1)), _speedup((2.0,))
+    ('2.00x ± 0.14', '2.00x')
+    """
+    spread = f" ± {_deviation(ratios, 1):.2f}" if len(ratios) > 1 else ""
+    return f"{float(np.mean(ratios)):.2f}x{spread}"
 
 
 def _bounds(bounds: Bounds | None) -> str:

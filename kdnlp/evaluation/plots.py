@@ -1,11 +1,9 @@
 """The plots of a report, as PNG for a model card and as SVG for a page.
 
 All are 7 inches wide with text of 9 to 10 points: at the 700 pixels of a model card a point is
-about 1.4 pixels. Colours are those of Okabe and Ito (2008), which colour-blind readers tell apart,
-and no plot tells anything by colour alone.
+about 1.4 pixels.
 """
 
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kdnlp.evaluation.pareto import cost_axes, pareto_front
+from kdnlp.evaluation.legend import Legend
+from kdnlp.evaluation.palette import COLOURS, HATCHES, OTHERS, looks_of
+from kdnlp.evaluation.pareto import cost_axes, fronts_of, latency_ranges, pareto_front
 from kdnlp.evaluation.report import CompressionReport
 from kdnlp.files import written_whole
 from kdnlp.profiling.parts import PART_NAMES
@@ -23,12 +23,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = "osD^vPX*"
-HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo")
-
 FRONT = "none better for its cost"
 PROMISED = "promised by the FLOPs"
+
+Range = tuple[float, float] | None
+"""The least and the most that a cost may be; `None` where that was not measured."""
 
 WIDTH = 7.0
 FORMATS = ("png", "svg")
@@ -87,8 +86,13 @@ def draw_scores(
     label: str,
     errors: Sequence[float] | None = None,
     title: str = "",
+    fronts: Mapping[str, Sequence[int]] | None = None,
+    ranges: Mapping[str, Sequence[Range]] | None = None,
 ) -> "Figure":
     """Scores against costs, a panel for each, with the line that no model is better than.
+
+    The line passes each height once: of models of one score and cost, at the costliest. Of one
+    model there is no line.
 
     Args:
         costs: by the label of the axis, a number for every model, at least 0.
@@ -97,33 +101,41 @@ def draw_scores(
         label: of the axis of the scores.
         errors: half the length of the bar on each score, in percent; `None` draws none.
         title: what was measured, above the plot.
+        fronts: by the label of the axis, the positions that the line joins; by default those of
+            `pareto_front`.
+        ranges: by the label of the axis, how far noise may have moved each cost.
     """
     columns = min(2, len(costs))
     lines = -(-len(costs) // columns)
-    legend = _Legend([*names, FRONT])
+    fronts = fronts or {axis: pareto_front(values, scores) for axis, values in costs.items()}
+    lines_of = {axis: list({scores[i]: i for i in fronts[axis]}.values()) for axis in costs}
+    drawn = any(len(line) > 1 for line in lines_of.values())
+    legend = Legend([*names, *([FRONT] if drawn else [])])
+    looks = looks_of(names)
     figure, panels = _panels(lines, columns, 0.5 + 2.6 * lines + legend.height, sharey=True)
     for panel, (axis, values) in zip(panels.flat, costs.items(), strict=False):
-        front = pareto_front(values, scores)
         for position, name in enumerate(names):
             panel.errorbar(
                 values[position],
                 scores[position],
                 errors[position] if errors else None,
-                marker=MARKERS[position % len(MARKERS)],
+                _arms(values[position], (ranges or {}).get(axis), position),
+                marker=looks[position].marker,
                 capsize=3,
-                color=COLOURS[position % len(COLOURS)],
+                color=looks[position].colour,
                 markersize=8,
                 linestyle="none",
                 label=name,
             )
-        panel.plot(
-            [values[i] for i in front],
-            [scores[i] for i in front],
-            color="0.6",
-            linewidth=1.2,
-            zorder=1,
-            label=FRONT,
-        )
+        if drawn:
+            panel.plot(
+                [values[i] for i in lines_of[axis]],
+                [scores[i] for i in lines_of[axis]],
+                color="0.6",
+                linewidth=1.2,
+                zorder=1,
+                label=FRONT,
+            )
         panel.set_xlabel(axis)
         panel.set_xlim(0, 1.1 * max(values) or 1)
         panel.margins(y=0.2)
@@ -136,6 +148,12 @@ def draw_scores(
     return figure
 
 
+def _arms(value: float, ranges: Sequence[Range] | None, position: int) -> list[list[float]] | None:
+    """The lengths of the bar to both sides of a point; `None` where no range is known."""
+    bounds = None if ranges is None else ranges[position]
+    return bounds and [[max(0.0, value - bounds[0])], [max(0.0, bounds[1] - value)]]
+
+
 def draw_module_times(module_ms: Mapping[str, Mapping[str, float]], title: str = "") -> "Figure":
     """The time of each model's parts as stacked bars, a bar a model.
 
@@ -143,7 +161,7 @@ def draw_module_times(module_ms: Mapping[str, Mapping[str, float]], title: str =
         module_ms: by model, the milliseconds of its parts by name.
         title: what was measured, above the plot.
     """
-    legend = _Legend(list(dict.fromkeys(_part_name(p) for own in module_ms.values() for p in own)))
+    legend = Legend(list(dict.fromkeys(_part_name(p) for own in module_ms.values() for p in own)))
     figure, panels = _panels(1, 1, 1.0 + 0.5 * len(module_ms) + legend.height)
     panel = panels.flat[0]
     _draw_stacks(panel, module_ms)
@@ -161,7 +179,7 @@ def draw_profile(profile: Profile) -> "Figure":
     cells = profile.reference.cells
     columns = min(3, len({cell.latency.batch_size for cell in cells}))
     lines = -(-len(cells) // columns)
-    legend = _Legend([*PART_NAMES.values(), PROMISED])
+    legend = Legend([*PART_NAMES.values(), PROMISED])
     height = lines * (0.8 + 0.4 * len(profile.models)) + legend.height
     figure, panels = _panels(lines, columns, height, sharey=True)
     for position, (panel, base) in enumerate(zip(panels.flat, cells, strict=False)):
@@ -185,7 +203,10 @@ def _draw_stacks(
     """Bars of milliseconds by part, with their ends written in the room beyond the longest."""
     parts = list(dict.fromkeys(part for own in module_ms.values() for part in own))
     ends = np.zeros(len(module_ms))
-    for position, part in enumerate(parts):
+    known = list(PART_NAMES)
+    for number, part in enumerate(parts):
+        # A part looks alike in every plot, whatever others there are.
+        position = known.index(part) if part in known else len(known) + number
         values = np.array([own.get(part, 0.0) for own in module_ms.values()])
         panel.barh(
             list(module_ms),
@@ -218,41 +239,62 @@ def _draw_report(report: CompressionReport) -> "Figure":
     label = f"{metrics}, %" if len(report.metric_names) == 1 else f"mean of {metrics}, %"
     setting = report.setting
     title = f"{report.task}: {setting.sequence_length} tokens, {setting.device}, {setting.dtype}"
-    return draw_scores(costs, scores, [m.name for m in report.models], label, title=title)
+    names = [model.name for model in report.models]
+    fronts, ranges = fronts_of(report), latency_ranges(report)
+    return draw_scores(costs, scores, names, label, None, title, fronts, ranges)
+
+
+def _look_of_score(report: CompressionReport) -> dict[str, Any]:
+    """The look of the model that was trained, which stands behind the original."""
+    look = looks_of([model.name for model in report.models][:2])[-1]
+    return {"color": look.colour, "marker": look.marker, "linestyle": ":"}
+
+
+_SHARES: dict[str, tuple[str, Callable[[CompressionReport], dict[str, Any]]]] = {
+    # Straight between the steps that were logged: the rate changes at every step.
+    "replacing rate": ("replacing_rate", lambda _: {"color": OTHERS[3].colour}),
+    "blocks replaced, mean since the last log": (
+        "replaced_fraction",
+        lambda _: {
+            "color": OTHERS[0].colour,
+            "marker": OTHERS[0].marker,
+            "markersize": 3.5,
+            "linestyle": "--",
+            "linewidth": 0.8,
+        },
+    ),
+    "score on the eval split": ("eval_score", _look_of_score),
+}
+"""The curves in percent: what was logged under which name, and how it is drawn."""
 
 
 def _draw_training(report: CompressionReport) -> "Figure":
-    rates, scores = _logged(report, "replacing_rate"), _logged(report, "eval_score")
-    two = bool(rates or scores)
+    from matplotlib.ticker import MaxNLocator
+
+    shares = {
+        name: points for name, (field, _) in _SHARES.items() if (points := _logged(report, field))
+    }
+    two = bool(shares)
     figure, panels = _panels(2 if two else 1, 1, 4.6 if two else 3.2, sharex=True)
     top, bottom = panels.flat[0], panels.flat[-1]
     losses = {name: _logged(report, name) for name in _loss_names(report)}
     for position, (name, points) in enumerate(losses.items()):
+        look = OTHERS[(position - 1) % len(OTHERS)]  # the sum is black
         top.plot(
             *zip(*points, strict=True),
-            marker=MARKERS[position % len(MARKERS)],
+            marker=look.marker,
             markersize=3.5,
             markevery=max(1, len(points) // 20),
             linewidth=1.2,
-            color=COLOURS[position % len(COLOURS)],
+            color=look.colour,
             label="weighted sum" if name == "loss" else name.replace("loss_", "part: "),
         )
     values = [value for points in losses.values() for _, value in points]
     if min(values) > 0 and max(values) > 30 * min(values):
         top.set_yscale("log")
     top.set_ylabel("loss, mean since the last log")
-    if rates:
-        bottom.plot(
-            *_percent(rates), color=COLOURS[0], drawstyle="steps-post", label="replacing rate"
-        )
-    if scores:
-        bottom.plot(
-            *_percent(scores),
-            color=COLOURS[1],
-            marker="D",
-            linestyle=":",
-            label="score on the eval split",
-        )
+    for name, points in shares.items():
+        bottom.plot(*_percent(points), label=name, **_SHARES[name][1](report))
     if two:
         bottom.set_ylabel("%")
         bottom.margins(y=0.15)
@@ -260,6 +302,7 @@ def _draw_training(report: CompressionReport) -> "Figure":
     if len(losses) > 1:
         top.legend(loc="best")
     bottom.set_xlabel("optimizer step")
+    bottom.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     figure.suptitle(f"{report.task}: the training run, seed {report.run.get('seed')}", fontsize=10)
     return figure
 
@@ -291,43 +334,6 @@ def _panels(lines: int, columns: int, height: float, **options: Any) -> tuple["F
     return figure, figure.subplots(lines, columns, squeeze=False, **options)
 
 
-class _Legend:
-    """A legend below a figure, in as many columns as its names leave room for.
-
-    Args:
-        names: the labels of the panel's artists, in the order to show.
-    """
-
-    line, characters = 0.19, 95
-    """Inches of a line, and the characters that fit beside each other."""
-
-    def __init__(self, names: Sequence[str]) -> None:
-        self.names = list(names)
-        self.texts = [textwrap.fill(name, self.characters - 10) for name in names]
-        widest = max(len(line) for text in self.texts for line in text.splitlines())
-        most = max(1, min(4, self.characters // (widest + 7)))
-        # As many in every line.
-        self.columns = -(-len(self.texts) // -(-len(self.texts) // most))
-
-    @property
-    def height(self) -> float:
-        """What it takes of the figure, in inches."""
-        lines = sum(text.count("\n") + 1 for text in self.texts)
-        return self.line * -(-lines // self.columns)
-
-    def draw(self, figure: "Figure", panel: "Axes") -> None:
-        """Put it below the panels of a figure, all of which show the same artists."""
-        handles, labels = panel.get_legend_handles_labels()
-        artists = dict(zip(labels, handles, strict=True))
-        figure.legend(
-            [artists[name] for name in self.names],
-            self.texts,
-            loc="outside lower center",
-            ncols=self.columns,
-            frameon=False,
-        )
-
-
 @dataclass(frozen=True)
 class Plot:
     """A plot of a report: what it shows, for which reports there is data, and how it is drawn."""
@@ -339,7 +345,7 @@ class Plot:
 
 PLOTS = {
     "report": Plot(
-        "Score against median latency, with the Pareto front",
+        "Score against median latency with its interval, and the Pareto front",
         lambda report: True,
         _draw_report,
     ),

@@ -5,11 +5,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from kdnlp.evaluation.promises import digits
+from kdnlp.evaluation.speed import PERCENTILES_NOTE, shown_percentiles, speedup_text
 from kdnlp.profiling.latency import LatencyRow
 from kdnlp.profiling.parts import OVERHEAD, PART_NAMES
 from kdnlp.profiling.profile import ModelProfile, Profile, ProfileCell
 from kdnlp.profiling.runtimes import RuntimeRow
-from kdnlp.profiling.speedup import CONFIDENCE, Speedup
+from kdnlp.profiling.speedup import CONFIDENCE
 
 COSTS = "FLOPs and latency"
 """The title of the table that a speed-up and the ratio of FLOPs stand in."""
@@ -81,7 +82,7 @@ def _costs(profile: Profile) -> Section:
             f"{digits(cell.flops_per_example / 1e9)} ({digits(cell.macs_per_example / 1e9)})",
             digits(cell.latency.p50_ms),
             "" if agreement is None else f"{agreement.flops_ratio:.2f}x",
-            _faster(cell.speedup, agreement is not None and agreement.disagrees),
+            speedup_text(cell.speedup, agreement),
         )
 
     return Section(
@@ -92,7 +93,7 @@ def _costs(profile: Profile) -> Section:
             "FLOPs and multiply-adds of one example; the median time of a batch. Faster: median "
             f"over rounds of the time of {profile.reference.name} over the model's, with its "
             f"interval of {CONFIDENCE:.0%} where it says no other; ! where the FLOPs promise "
-            "something else."
+            "something else, ? where it is too noisy to tell."
         ),
     )
 
@@ -107,8 +108,8 @@ def _spread(profile: Profile) -> Section:
         header=(*_CELL, "p90, ms", "p99, ms", "examples/s", "GFLOP/s", "peak, MB"),
         rows=_by_cell(profile, cells),
         note=(
-            "With under 100 passes p99 is little but the slowest. Throughput and GFLOP/s are what "
-            "is achieved at the median. Peak: weights and activations of one pass."
+            f"{PERCENTILES_NOTE} Throughput and GFLOP/s are what is achieved at the median. Peak: "
+            "weights and activations of one pass."
         ),
     )
 
@@ -153,7 +154,7 @@ def _runtimes(rows: tuple[RuntimeRow, ...]) -> Section:
         rows=[
             (
                 *(_shape(row.latency), row.model, row.runtime, digits(row.latency.p50_ms)),
-                *(_faster(row.speedup), _difference(row)),
+                *(speedup_text(row.speedup), _difference(row)),
             )
             for row in rows
             if row.latency is not None
@@ -173,7 +174,7 @@ def _runtime_spread(rows: tuple[RuntimeRow, ...]) -> Section:
             for row in rows
             if row.latency is not None
         ],
-        note="Throughput is that at the median.",
+        note=f"{PERCENTILES_NOTE} Throughput is that at the median.",
         texts=3,
     )
 
@@ -185,16 +186,8 @@ def _difference(row: RuntimeRow) -> str:
 
 
 def _spread_of(latency: LatencyRow) -> tuple[str, str, str]:
-    high = ("-" if ms is None else digits(ms) for ms in (latency.p90_ms, latency.p99_ms))
+    high = ("-" if ms is None else digits(ms) for ms in shown_percentiles(latency))
     return (*high, digits(latency.examples_per_second))  # type: ignore[return-value]
-
-
-def _faster(speedup: Speedup | None, disagrees: bool = False) -> str:
-    if speedup is None:
-        return ""
-    sure = "" if speedup.confidence == CONFIDENCE else f", {speedup.confidence:.0%}"
-    interval = f"({speedup.low:.2f} to {speedup.high:.2f}{sure})"
-    return f"{speedup.ratio:.2f}x {interval}{' !' if disagrees else ''}"
 
 
 def _by_cell(

@@ -1,7 +1,7 @@
 """What the FLOPs promise beside what was measured, in sentences."""
 
 from kdnlp.evaluation.report import CompressionReport
-from kdnlp.profiling.agreement import MAX_DISAGREEMENT, Agreement
+from kdnlp.profiling.agreement import MAX_DISAGREEMENT, Agreement, is_too_noisy
 from kdnlp.profiling.latency import LatencyRow
 from kdnlp.profiling.parts import PART_NAMES
 
@@ -21,7 +21,11 @@ def promise_lines(report: CompressionReport) -> list[str]:
     ]
     if not compared:
         return []
-    noisy = [(name, row) for name, row, found in compared if _may_disagree(found)]
+    noisy = [
+        (name, row)
+        for name, row, found in compared
+        if row.speedup is not None and is_too_noisy(found, row.speedup)
+    ]
     if not lines:
         lines = [
             f"No measured speed-up is surely further than {MAX_DISAGREEMENT:.0%} from what the "
@@ -43,11 +47,11 @@ def disagreement_text(agreement: Agreement) -> str:
     if agreement.eaten_by is None:
         return text
     eaten = agreement.excess_ms[agreement.eaten_by]
-    did = "takes" if agreement.difference < 0 else "saves"
+    more = "more" if agreement.difference < 0 else "less"
     return (
-        f"{text} Most of it is {PART_NAMES[agreement.eaten_by]}: it {did} "
-        f"{digits(abs(eaten))} ms beyond its share, of "
-        f"{digits(abs(agreement.gap_ms))} ms."
+        f"{text} Most of it is {PART_NAMES[agreement.eaten_by]}, which takes "
+        f"{digits(abs(eaten))} ms {more} than promised, of the {digits(abs(agreement.gap_ms))} ms "
+        f"that the whole pass takes {more}."
     )
 
 
@@ -60,10 +64,6 @@ def digits(value: float) -> str:
     if value >= 100:
         return f"{value:.0f}"
     return f"{value:.2f}" if value >= 1 else f"{value:.3g}"
-
-
-def _may_disagree(agreement: Agreement) -> bool:
-    return abs(agreement.difference) > agreement.max_difference and not agreement.disagrees
 
 
 def _unmeasured(report: CompressionReport, agreement: Agreement) -> str:

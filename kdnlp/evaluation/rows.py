@@ -1,6 +1,6 @@
 """The rows of a report: a label, a cell for every model, and how the figures were measured."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from kdnlp.evaluation.behaviour import CALIBRATION_BINS
@@ -8,9 +8,7 @@ from kdnlp.evaluation.fidelity import BASELINE
 from kdnlp.evaluation.metrics import KIND_METRICS
 from kdnlp.evaluation.report import CompressionReport, ModelAccount
 from kdnlp.evaluation.significance import PairedTest
-
-MIN_REPEATS_P95 = 20
-"""With fewer timed passes a 95th percentile is little but the largest of them, and is not shown."""
+from kdnlp.evaluation.speed import PERCENTILES_NOTE, mark, shown_percentiles
 
 MOST_CLASSES = 20
 """Of more, the table shows those with the most rows; `report.json` has all."""
@@ -279,23 +277,27 @@ def _costs(report: CompressionReport) -> Iterator[ReportRow]:
 
 def _latencies(report: CompressionReport) -> Iterator[ReportRow]:
     setting = report.setting
-    flagged = {(name, row.batch_size) for name, row, a in report.agreements() if a.disagrees}
+    marks = {(n, row.batch_size): mark(a, row.speedup) for n, row, a in report.agreements()}
     threads = "1 thread" if setting.threads == 1 else f"{setting.threads} threads"
     turns = ", the models taking turns" if len(report.models) > 1 else ""
     for position, latency in enumerate(report.original.latency):
         repeats = min(model.latency[position].repeats for model in report.models)
         yield ReportRow(
-            f"batch {latency.batch_size}: p50 / p95, ms",
+            f"batch {latency.batch_size}: p50 / p90 / p99, ms",
             _with_ratio(
                 report,
                 f"latency_batch_{latency.batch_size}",
                 lambda m, at=position: _latency(m, at),  # type: ignore[misc]
-                {name for name, size in flagged if size == latency.batch_size},
+                {
+                    name: found
+                    for (name, size), found in marks.items()
+                    if size == latency.batch_size
+                },
             ),
-            f"Median and 95th percentile of at least {repeats} forward passes after warm-up"
+            f"Median, 90th and 99th percentile of at least {repeats} forward passes after warm-up"
             f"{turns}, {setting.sequence_length} tokens without padding, on {setting.device}, "
-            f"{threads}, {setting.dtype}, {setting.attention} attention. No percentile of fewer "
-            f"than {MIN_REPEATS_P95} passes.{_rounds(report, position)}",
+            f"{threads}, {setting.dtype}, {setting.attention} attention. {PERCENTILES_NOTE}"
+            f"{_rounds(report, position)}",
         )
 
 
@@ -311,7 +313,7 @@ def _rounds(report: CompressionReport, position: int) -> str:
     return (
         f" Times faster: the median over rounds of the {report.original.name}'s time over the "
         f"model's; intervals by bootstrap over the rounds: {', '.join(found)}. With a !: not what "
-        "the FLOPs promise."
+        "the FLOPs promise; with a ?: too noisy to tell."
     )
 
 
@@ -319,11 +321,11 @@ def _with_ratio(
     report: CompressionReport,
     quantity: str,
     value: Callable[[ModelAccount], str],
-    flagged: Collection[str] = (),
+    marks: Mapping[str, str] | None = None,
 ) -> tuple[str, ...]:
     cells = []
     for model in report.models:
-        ratio = f"{report.ratios(model.name)[quantity]:.2f}x{' !' * (model.name in flagged)}"
+        ratio = f"{report.ratios(model.name)[quantity]:.2f}x{(marks or {}).get(model.name, '')}"
         cells.append(value(model) if model is report.original else f"{value(model)} ({ratio})")
     return tuple(cells)
 
@@ -339,9 +341,8 @@ def _percent(report: CompressionReport, model: ModelAccount) -> str:
 
 def _latency(model: ModelAccount, position: int) -> str:
     row = model.latency[position]
-    if row.repeats < MIN_REPEATS_P95:
-        return f"{row.p50_ms:.1f} / {MISSING}"
-    return f"{row.p50_ms:.1f} / {row.p95_ms:.1f}"
+    high = (MISSING if ms is None else f"{ms:.1f}" for ms in shown_percentiles(row))
+    return " / ".join([f"{row.p50_ms:.1f}", *high])
 
 
 def _megabytes(size: float) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
+from kdnlp.evaluation.one_answer import one_answer_lines
 from kdnlp.evaluation.promises import promise_lines
 from kdnlp.evaluation.report import CompressionReport
 from kdnlp.evaluation.rows import absent_lines, class_note, class_rows, rows_of
@@ -49,19 +50,25 @@ def report_markdown(report: CompressionReport) -> str:
     lines += [*markdown_table(("", *names), report_rows(report)), ""]
     for line in lines_below(report):
         lines += [line, ""]
-    for split in report.original.classes:
-        rows = class_rows(report, split)
-        if rows:
-            lines += [f"## Accuracy per class, %, {split}", ""]
-            lines += [*markdown_table(("class", "rows", *names), rows), ""]
-            lines += [class_note(report, split), ""]
-    lines += ["## Plots", ""]
+    lines += [*class_tables(report), "## Plots", ""]
     for name, title in drawable(report).items():
         lines += [f"![{title}]({name}.png)", ""]
     lines += ["## How each figure was measured", ""]
     lines += [*how_table(report), ""]
     lines += [f"- {line}" for line in absent_lines(report)]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def class_tables(report: CompressionReport, heading: str = "##") -> list[str]:
+    """Lines of markdown with the accuracy of every class, a table a split; none without classes."""
+    lines, names = [], [model.name for model in report.models]
+    for split in report.original.classes:
+        rows = class_rows(report, split)
+        if rows:
+            lines += [f"{heading} Accuracy per class, %, {split}", ""]
+            lines += [*markdown_table(("class", "rows", *names), rows), ""]
+            lines += [class_note(report, split), ""]
+    return lines
 
 
 def markdown_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
@@ -71,8 +78,11 @@ def markdown_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> list
 
 
 def lines_below(report: CompressionReport) -> list[str]:
-    """What stands below the table: how it was measured, and where FLOPs and latency disagree."""
-    return [setting_line(report), *promise_lines(report)]
+    """What stands below the table: how it was measured, and what its figures hide.
+
+    Models that give one answer only, and where FLOPs and latency disagree.
+    """
+    return [setting_line(report), *one_answer_lines(report), *promise_lines(report)]
 
 
 def setting_line(report: CompressionReport) -> str:

@@ -11,7 +11,13 @@ from kdnlp.data.preparation import KINDS
 from kdnlp.evaluation.plots import drawable
 from kdnlp.evaluation.report import CompressionReport, ModelAccount
 from kdnlp.evaluation.rows import absent_lines
-from kdnlp.evaluation.tables import how_table, lines_below, markdown_table, report_rows
+from kdnlp.evaluation.tables import (
+    class_tables,
+    how_table,
+    lines_below,
+    markdown_table,
+    report_rows,
+)
 from kdnlp.hub.sections import (
     how_to_call,
     limits,
@@ -63,6 +69,7 @@ def build_card(
         table=markdown_table(("measured", *(m.name for m in report.models)), report_rows(report)),
         setting="\n\n".join(lines_below(report)),
         scores=scores(report, name),
+        classes=class_tables(report, "###"),
         plots=drawable(report),
         hows=how_table(report),
         absent=absent_lines(report),

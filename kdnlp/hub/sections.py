@@ -1,5 +1,6 @@
 """The parts of a model card that are sentences: what was gained, what is known, what is not."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -7,8 +8,14 @@ from kdnlp.data.glue import HUB_DATASET
 from kdnlp.data.preparation import KINDS
 from kdnlp.data.synthetic import SYNTHETIC_TASKS
 from kdnlp.evaluation.fidelity import BASELINE
+from kdnlp.evaluation.one_answer import one_answer_text
 from kdnlp.evaluation.report import CompressionReport
 from kdnlp.evaluation.rows import p_value
+from kdnlp.evaluation.speed import speedup_words
+from kdnlp.hub.origin import origin_text
+
+_PLACE = re.compile(r"<[a-z_]+(?: \d+)?>")
+"""What stands in a command for a place on the machine of the run."""
 
 METHODS = {
     "theseus": "BERT-of-Theseus module replacement",
@@ -20,20 +27,24 @@ METHODS = {
 def summary(report: CompressionReport, name: str) -> str:
     """What the model is, what it keeps of the original's score and how much faster it is."""
     run, model, original = report.run, report[name], report.original
-    origin = run["base_model"]
+    alike = one_answer_text(report, name)
+    but = f"But it {alike} " if alike else ""
     if model is original:
-        return f"`{origin}` fine-tuned on {report.task}."
+        return f"{origin_text(run)} fine-tuned on {report.task}. {but}".strip()
     kept, ratios = report.retention(name), report.ratios(name)
-    speeds = ", ".join(
-        f"{ratios[f'latency_batch_{row.batch_size}']:.2f}x at batch size {row.batch_size}"
+    agreements = {row.batch_size: found for n, row, found in report.agreements() if n == name}
+    speeds = ", and ".join(
+        speedup_words(
+            row, ratios[f"latency_batch_{row.batch_size}"], agreements.get(row.batch_size)
+        )
         for row in model.latency
     )
     quality = "" if kept is None else f"It keeps {kept:.1f}% of the {original.name}'s score. "
     return (
-        f"`{origin}`, fine-tuned on {report.task} and compressed by "
+        f"{origin_text(run)}, fine-tuned on {report.task} and compressed by "
         f"{METHODS[run['method']]} from {original.num_layers} to {model.num_layers} "
-        f"transformer blocks. {quality}It takes {ratios['flops']:.2f}x fewer FLOPs; the measured "
-        f"speed-up is {speeds}, on {_where(report)}.{_several_teachers(run)}"
+        f"transformer blocks. {quality}{but}It takes {ratios['flops']:.2f}x fewer FLOPs; the "
+        f"measured speed-up is {speeds}, on {_where(report)}.{_several_teachers(run)}"
     )
 
 
@@ -135,16 +146,35 @@ def limits(report: CompressionReport, name: str) -> Iterator[str]:
 
 
 def reproduce(report: CompressionReport) -> str:
-    """The command, or how the run was made without one, with seed and versions."""
+    """The command, or how the run was made without one, with seed and versions.
+
+    And what others lack to run it: a folder or file of this machine has `<flag>` in its place.
+    """
     run = report.run
     versions = ", ".join(f"{library} {version}" for library, version in run["versions"].items())
-    made = (
-        f"```sh\n{run['command']}\n```\n\nPaths are shown by their last part."
-        if run.get("command")
-        else "The run was made from Python, with the arguments above."
-    )
+    if run.get("command"):
+        made = f"```sh\n{run['command']}\n```\n\n{_unpublished(run['command'])}"
+    else:
+        made = "The run was made from Python, with the arguments above. "
+        if not run["base_model_on_hub"]:
+            made += (
+                f"{origin_text(run)} is a local folder that is not published with this model: "
+                "others cannot repeat the run without it. "
+            )
     processes = "1 process" if run["processes"] == 1 else f"{run['processes']} processes"
-    return f"{made} Seed {run['seed']}, {processes} on {run['device']}; {versions}."
+    return f"{made}Seed {run['seed']}, {processes} on {run['device']}; {versions}."
+
+
+def _unpublished(command: str) -> str:
+    places = [f"`{place}`" for place in dict.fromkeys(_PLACE.findall(command))]
+    if not places:
+        return ""
+    what = f"{places[0]} is" if len(places) == 1 else f"{' and '.join(places)} are"
+    them = "it" if len(places) == 1 else "them"
+    return (
+        f"{what} on the machine of the run and not published with this model: others cannot run "
+        f"the command without {them}. "
+    )
 
 
 def how_to_call(run: dict[str, Any]) -> str:

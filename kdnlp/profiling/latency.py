@@ -28,10 +28,10 @@ class LatencyRow:
         batch_size: examples in the batch.
         sequence_length: tokens per example, none of them padding.
         p50_ms: median time of a forward pass in milliseconds.
-        p95_ms: 95th percentile, in milliseconds.
         examples_per_second: throughput at the median.
         repeats: timed forward passes.
-        p90_ms: 90th percentile, in milliseconds; `None` in reports from before it was kept.
+        p90_ms: 90th percentile, in milliseconds; `None` in reports from before it was kept, which
+            have a 95th instead.
         p99_ms: 99th percentile, in milliseconds; likewise.
         speedup: over the first of the models that took turns; `None` for itself, where one was
             measured alone, and in reports from before it was kept.
@@ -41,7 +41,6 @@ class LatencyRow:
     batch_size: int
     sequence_length: int
     p50_ms: float
-    p95_ms: float
     examples_per_second: float
     repeats: int
     p90_ms: float | None = None
@@ -56,8 +55,9 @@ class LatencyRow:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "LatencyRow":
         """The row that `asdict` described; what an earlier version left out is `None`."""
-        speedup = values.get("speedup")
-        return cls(**{**values, "speedup": None if speedup is None else Speedup(**speedup)})
+        kept = {name: value for name, value in values.items() if name != "p95_ms"}
+        speedup = kept.get("speedup")
+        return cls(**{**kept, "speedup": None if speedup is None else Speedup(**speedup)})
 
 
 @dataclass(frozen=True)
@@ -151,13 +151,12 @@ def latency_row(
     name: str, batch_size: int, sequence_length: int, milliseconds: Sequence[float]
 ) -> LatencyRow:
     """Summarise the times of a model's passes, at least one, in milliseconds."""
-    p50, p90, p95, p99 = (float(q) for q in np.percentile(milliseconds, (50, 90, 95, 99)))
+    p50, p90, p99 = (float(q) for q in np.percentile(milliseconds, (50, 90, 99)))
     return LatencyRow(
         model=name,
         batch_size=batch_size,
         sequence_length=sequence_length,
         p50_ms=p50,
-        p95_ms=p95,
         examples_per_second=batch_size / p50 * 1000,
         repeats=len(milliseconds),
         p90_ms=p90,

@@ -314,7 +314,7 @@ def _model_from(values: Mapping[str, Any]) -> ModelProfile:
 def _cell_from(values: Mapping[str, Any]) -> ProfileCell:
     speedup, agreement = values["speedup"], values["agreement"]
     return ProfileCell(
-        latency=LatencyRow(**values["latency"]),
+        latency=LatencyRow.from_dict(values["latency"]),
         flops=dict(values["flops"]),
         memory=PeakMemory(**values["memory"]),
         time=ModuleTime(**values["time"]),

@@ -62,7 +62,7 @@ class RuntimeRow:
         return cls(
             **{
                 **values,
-                "latency": None if latency is None else LatencyRow(**latency),
+                "latency": None if latency is None else LatencyRow.from_dict(latency),
                 "speedup": None if speedup is None else Speedup(**speedup),
                 "max_difference": difference,
             }

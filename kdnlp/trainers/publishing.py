@@ -17,6 +17,7 @@ from kdnlp.data.preparation import KINDS
 from kdnlp.files import replace_text
 from kdnlp.trainers.durable import DurableTrainer
 from kdnlp.uploads.card_check import CARD, check_card, for_repo, own_id_line
+from kdnlp.uploads.export_section import with_export
 from kdnlp.uploads.license import NO_LICENSE, License, as_license, check_stated, find_license
 from kdnlp.uploads.plain_folder import check_complete
 from kdnlp.uploads.publishable import publishable_files
@@ -264,10 +265,17 @@ class PublishingTrainer(DurableTrainer):
 
 
 def _checked_files(folder: Path) -> list[Path]:
-    """What may go of a folder, if its card and its model are whole and its licence is known."""
+    """What may go of a folder, if its card and its model are whole and its licence is known.
+
+    The card then tells of a graph that goes along.
+    """
     card = check_card((folder / CARD).read_text(encoding="utf-8"))
     check_stated(card, folder)
-    return check_complete(folder)
+    files = check_complete(folder)
+    told = str(with_export(card, folder, files))
+    if told != str(card):
+        replace_text(folder / CARD, told)
+    return files
 
 
 def _stage(checkpoint: Path, stage: Path) -> Path:

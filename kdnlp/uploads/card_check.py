@@ -100,6 +100,12 @@ def own_id_line(repo_id: str) -> str:
     return f"<!-- repo_id: {repo_id} -->"
 
 
+def own_id_of(card: ModelCard) -> str | None:
+    """What `own_id_line` says in a card; `None` where nothing does."""
+    said = _OWN_ID.search(card.text)
+    return None if said is None else said[1]
+
+
 def for_repo(card: ModelCard, repo_id: str) -> ModelCard:
     """The card of the same model in another repository, where the card says what it is called.
 

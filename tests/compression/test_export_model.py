@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from kinds import kind_rows, kind_task, tiny_head
 from onnx import numpy_helper
 from safetensors.torch import load_file
@@ -21,6 +22,7 @@ from transformers import AutoModelForSequenceClassification, BertForMaskedLM
 
 import kdnlp
 from kdnlp.cli import main, steps
+from kdnlp.cli.export import latency_command
 from kdnlp.compression import export, quantize
 from kdnlp.compression.export import check_target, export_model
 from kdnlp.compression.gate import ExportMismatch
@@ -28,6 +30,9 @@ from kdnlp.compression.settings import ExportSettings
 from kdnlp.data.preparation import prepare
 from kdnlp.data.synthetic import build_config, build_tokenizer, generate
 from kdnlp.models.onnx_graph import OnnxModel
+from kdnlp.profiling.runtimes import RUNTIMES
+from kdnlp.uploads.card_check import own_id_line
+from kdnlp.uploads.export_section import with_export
 from kdnlp.weights import EXPORT_JSON, SOURCE_DIGEST, folder_digest
 
 KIND = "single_label_classification"
@@ -117,6 +122,42 @@ def test_the_folder_holds_what_onnx_runtime_and_optimum_look_for(exported, model
         expected = model(**batch).logits
     found = OnnxModel(exported / "model.onnx")(batch)["logits"]
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_what_a_card_says_of_the_graph_runs_it(exported, model_folder, monkeypatch):
+    card = ModelCard(f"---\nlicense: mit\n---\n{own_id_line('me/small')}\n")
+    text = str(with_export(card, exported.parent, [exported / "model.onnx"]))
+    code = text.partition("```python\n")[2].partition("```")[0].replace('"..."', repr(TEXTS[0]))
+    asked = {}
+
+    def download(repo_id, allow_patterns):
+        asked[repo_id] = allow_patterns
+        return str(exported.parent)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    found = {}
+    exec(code, found)
+    assert asked == {"me/small": "onnx/*"}
+    model = AutoModelForSequenceClassification.from_pretrained(model_folder).eval()
+    with torch.no_grad():
+        expected = model(**build_tokenizer()(TEXTS[:1], return_tensors="pt")).logits
+    np.testing.assert_allclose(found["outputs"][0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_log_and_the_end_say_what_was_found_and_what_to_type_next(
+    quick, model_folder, tmp_path, capsys, caplog
+):
+    with caplog.at_level("INFO", "kdnlp"):
+        run(model_folder, *TASK, "--output_dir", tmp_path / "onnx")
+    (line,) = (r.getMessage() for r in caplog.records if "answers as the model" in r.getMessage())
+    assert line.startswith("The export answers as the model does. The logits of 12 rows differ by")
+    assert "Equality(" not in line
+    shown = capsys.readouterr().out
+    assert shown.endswith(f"kdnlp profile {model_folder} --runtimes sdpa,onnx\n")
+    int8 = ExportSettings(quantize="dynamic-int8")
+    assert latency_command("m", int8) == "kdnlp profile m --runtimes sdpa,onnx,onnx-int8"
+    assert latency_command("m", ExportSettings(format="safetensors")) is None
+    assert set(latency_command("m", int8).rpartition(" ")[2].split(",")) <= set(RUNTIMES)
 
 
 def test_the_report_says_what_was_compared_and_what_it_cost(exported):

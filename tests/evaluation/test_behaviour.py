@@ -43,6 +43,15 @@ def test_the_calibration_error_is_that_of_the_paper():
     assert expected_calibration_error(confidence, right) == pytest.approx(expected)
 
 
+def test_a_model_that_answers_all_rows_alike_is_told_by_its_answers():
+    collapsed = of_logits([[0, 2], [1, 3], [0, 1]], [0, 1, 1])
+    assert describe_behaviour(collapsed, None)["one_answer"] == 1.0
+    assert "one_answer" not in describe_behaviour(of_logits([[0, 2], [3, 1]], [1, 1]), None)
+    several = {"kind": "multi_label_classification", "labels": [[0, 1], [1, 1]]}
+    assert "one_answer" in describe_behaviour(of_logits([[-1, 2], [-3, 1]], **several), None)
+    assert "one_answer" not in describe_behaviour(of_logits([[-1, 2], [3, 1]], **several), None)
+
+
 def test_the_calibration_error_at_its_ends():
     assert expected_calibration_error([1.0, 1.0], [True, True]) == 0.0
     assert expected_calibration_error([1.0, 1.0], [False, False]) == 1.0

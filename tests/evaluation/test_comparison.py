@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_report import account, small_report
+from test_report import account, latency, small_report
 
+from kdnlp.evaluation import comparison_files
 from kdnlp.evaluation.against import judge
 from kdnlp.evaluation.comparison import compare
 from kdnlp.evaluation.comparison_files import (
@@ -14,6 +15,7 @@ from kdnlp.evaluation.comparison_files import (
     comparison_test_rows,
     save_comparison,
 )
+from kdnlp.evaluation.plots import FRONT
 from kdnlp.evaluation.report import CompressionReport
 
 
@@ -217,10 +219,35 @@ def test_tasks_are_kept_apart():
     assert [row.task for row in rows] == ["t"] * 3 + ["other"] * 3
 
 
-def test_speedups_are_the_mean_of_the_runs_own_ratios():
-    row = next(row for row in compare(RUNS) if row.model == "baseline")
-    assert row.speedups == {"1": pytest.approx(2.5), "32": pytest.approx(2.5)}
+def test_speedups_are_the_mean_and_spread_of_the_runs_own_ratios():
+    slower = [replace(model, latency=latency(model.name, 5.0)) for model in RUNS[1].models[2:]]
+    rows = compare([RUNS[0], replace(RUNS[1], models=(*RUNS[1].models[:2], *slower))])
+    row = next(row for row in rows if row.model == "baseline")
+    assert row.speedups == {size: pytest.approx((2.5, 2.0)) for size in ("1", "32")}
+    assert comparison_rows([row])[0][8] == "2.25x ± 0.35 / 2.25x ± 0.35"
+    assert comparison_rows([rows[0]])[0][8] == "1.00x ± 0.00 / 1.00x ± 0.00"
     assert row.flops_ratio == 2.0
+
+
+def front_of(rows):
+    line = comparison_files._draw(rows).axes[0].get_lines()[-1]
+    return line.get_label(), line.get_ydata().tolist()
+
+
+def test_the_front_of_a_comparison_is_not_drawn_on_noise():
+    # As many blocks and FLOPs: the baseline is ahead by 4 ms against 5, and by noise alone.
+    assert front_of(compare(RUNS[:1])) == (FRONT, [76, 80])
+    first, made, plain = RUNS[0].models
+    wider = replace(plain, parameters=60)
+    assert front_of(compare([replace(RUNS[0], models=(first, made, wider))])) == (
+        FRONT,
+        [70, 76, 80],
+    )
+    several = [
+        replace(r, models=(*r.models[:2], replace(wider, latency=latency("baseline", ms))))
+        for r, ms in zip(RUNS, (4.0, 6.0), strict=False)
+    ]
+    assert len(front_of(compare(several))[1]) == 2
 
 
 def test_the_files_hold_the_printed_numbers(tmp_path):

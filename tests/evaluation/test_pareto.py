@@ -1,5 +1,7 @@
 """The Pareto front is what no other model beats, and the table and the plot say the same."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -9,10 +11,14 @@ from kdnlp.evaluation.pareto import (
     PARETO_MARKDOWN,
     PARETO_PLOT,
     cost_axes,
+    fronts_of,
+    latency_ranges,
     pareto_front,
     pareto_rows,
     save_pareto,
 )
+from kdnlp.evaluation.plots import PLOTS
+from kdnlp.profiling.speedup import Speedup
 
 
 def by_definition(costs, scores):
@@ -37,6 +43,49 @@ def test_the_front_is_the_one_of_the_definition(seed):
 
 def test_two_equal_models_are_both_worth_having():
     assert pareto_front([1.0, 1.0, 2.0], [0.5, 0.5, 0.5]) == [0, 1]
+
+
+def sped_up(model, *bounds):
+    """The model, with the interval of its speed-up at each batch size."""
+    rows = zip(model.latency, bounds, strict=True)
+    speedups = [replace(row, speedup=Speedup(sum(b) / 2, *b, 0.95, 30)) for row, b in rows]
+    return replace(model, latency=tuple(speedups))
+
+
+def test_noise_gives_a_worse_model_of_the_same_build_no_place_on_the_front():
+    teacher = account("teacher", 0.8, 10.0)
+    student, baseline = account("student", 0.7, 5.1, 50, 2), account("baseline", 0.6, 5.0, 50, 2)
+    fronts = fronts_of(small_report(models=(teacher, student, baseline)))
+    assert fronts["median latency, ms, batch 1"] == [1, 0]
+    assert fronts["GFLOPs / example"] == [1, 0]
+    # Of another size, it is worth having by its latency.
+    smaller = replace(baseline, parameters=49)
+    fronts = fronts_of(small_report(models=(teacher, student, smaller)))
+    assert fronts["median latency, ms, batch 1"] == [2, 1, 0]
+
+
+def test_latencies_whose_intervals_overlap_are_one_cost():
+    teacher = account("teacher", 0.8, 10.0)
+    student = sped_up(account("student", 0.7, 5.1, 50, 2), (1.8, 2.1), (1.8, 1.9))
+    other = sped_up(account("other", 0.6, 5.0, 60, 2), (1.9, 2.2), (2.0, 2.2))
+    fronts = fronts_of(small_report(models=(teacher, student, other)))
+    assert fronts["median latency, ms, batch 1"] == [1, 0]
+    assert fronts["median latency, ms, batch 32"] == [2, 1, 0]
+    noise = sped_up(student, (0.9, 2.1), (1.8, 1.9))
+    fronts = fronts_of(small_report(models=(teacher, noise)))
+    assert fronts["median latency, ms, batch 1"] == [0]
+    assert fronts["median latency, ms, batch 32"] == [1, 0]
+
+
+def test_how_far_noise_may_move_a_latency_is_drawn_beside_it():
+    teacher = account("teacher", 0.8, 10.0)
+    student = sped_up(account("student", 0.7, 5.0, 50, 2), (1.0, 2.5), (1.6, 2.0))
+    report = small_report(models=(teacher, student))
+    ranges = latency_ranges(report)
+    assert ranges["median latency, ms, batch 1"] == [None, (4.0, 10.0)]
+    assert ranges["median latency, ms, batch 32"] == [None, (160.0, 200.0)]
+    bars = [c for c in PLOTS["report"].draw(report).axes[0].collections if len(c.get_paths())]
+    assert [bar.get_paths()[0].vertices[:, 0].tolist() for bar in bars] == [[4.0, 10.0]]
 
 
 def ladder_report():

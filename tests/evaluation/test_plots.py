@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from test_report import account, small_report
 
+from kdnlp.evaluation.palette import COLOURS, ROLES
 from kdnlp.evaluation.plots import (
-    COLOURS,
     FRONT,
     PLOTS,
     draw_module_times,
@@ -17,11 +17,16 @@ from kdnlp.evaluation.plots import (
     drawable,
     save_plots,
 )
+from kdnlp.profiling.parts import PART_NAMES
 
+RATES = (
+    {"replacing_rate": 0.5, "replaced_fraction": 0.25},
+    {"replacing_rate": 1.0, "replaced_fraction": 1.0},
+)
 HISTORY = (
-    {"step": 10, "loss": 0.9, "loss_task": 1.0, "loss_logits": 0.8, "replacing_rate": 0.5},
+    {"step": 10, "loss": 0.9, "loss_task": 1.0, "loss_logits": 0.8, **RATES[0]},
     {"step": 15, "eval_score": 0.6, "eval_loss": 0.7},
-    {"step": 20, "loss": 0.5, "loss_task": 0.6, "loss_logits": 0.4, "replacing_rate": 1.0},
+    {"step": 20, "loss": 0.5, "loss_task": 0.6, "loss_logits": 0.4, **RATES[1]},
     {"step": 20, "train_loss": 0.7},
 )
 PARTS = {
@@ -71,8 +76,50 @@ def test_losses_rate_and_scores_are_those_of_the_log():
     assert losses["part: task"].tolist() == [[10, 1.0], [20, 0.6]]
     assert losses["part: logits"].tolist() == [[10, 0.8], [20, 0.4]]
     assert shares["replacing rate"].tolist() == [[10, 50], [20, 100]]
+    assert shares["blocks replaced, mean since the last log"].tolist() == [[10, 25], [20, 100]]
     assert shares["score on the eval split"].tolist() == [[15, 60]]
     assert (bottom.get_xlabel(), bottom.get_ylabel()) == ("optimizer step", "%")
+
+
+def test_the_rate_is_a_ramp_between_what_was_logged_and_steps_are_whole():
+    bottom = drawn("training", history=HISTORY).axes[1]
+    styles = {line.get_label(): line.get_drawstyle() for line in bottom.get_lines()}
+    assert set(styles.values()) == {"default"}
+    few = [{"step": s, "loss": 1.0, "replacing_rate": s / 3} for s in (1, 2, 3)]
+    ticks = drawn("training", history=tuple(few)).axes[-1].get_xticks()
+    assert [tick for tick in ticks if tick != round(tick)] == []
+
+
+def test_a_model_looks_alike_in_every_picture():
+    models = small_report().models
+
+    def look(line):
+        return line.get_color(), line.get_marker()
+
+    points = drawn("report", models=models).axes[0].get_lines()
+    successor = look(points[1])
+    assert successor == ROLES["made"]
+    lines = {line.get_label(): line for line in drawn("training", history=HISTORY).axes[1].lines}
+    assert look(lines["score on the eval split"]) == successor
+    backwards = draw_scores({"ms": [1, 2]}, [1, 2], ["successor (theseus)", "predecessor"], "%")
+    assert look(backwards.axes[0].get_lines()[0]) == successor
+
+
+def test_a_part_looks_alike_whatever_others_there_are():
+    def colours(parts):
+        panel = draw_module_times({"m": dict.fromkeys(parts, 1.0)}).axes[0]
+        return dict(zip(parts, (bar.get_facecolor() for bar in panel.patches), strict=True))
+
+    every = colours(PART_NAMES)
+    assert colours(["feed_forward", "overhead"]) == {
+        part: every[part] for part in ("feed_forward", "overhead")
+    }
+
+
+def test_the_legend_of_one_model_names_no_line():
+    figure = drawn("report", models=(account("model", 0.8, 10.0),))
+    assert [text.get_text() for text in figure.legends[0].texts] == ["model"]
+    assert FRONT not in lines_of(figure.axes[0])
 
 
 def test_a_single_loss_is_drawn_once_and_no_panel_is_empty():
@@ -91,8 +138,8 @@ def test_losses_of_several_magnitudes_have_a_logarithmic_axis():
 def test_points_and_front_are_those_of_the_models():
     models = (
         account("teacher", 0.8, 10.0),
-        account("slow and bad", 0.6, 6.0),
-        account("small", 0.7, 4.0),
+        account("slow and bad", 0.6, 6.0, 60, 3),
+        account("small", 0.7, 4.0, 50, 2),
     )
     first, second = drawn("report", models=models).axes
     lines = lines_of(first)
@@ -104,6 +151,12 @@ def test_points_and_front_are_those_of_the_models():
     assert first.get_xlabel() == "median latency, ms, batch 1"
     assert second.get_xlabel() == "median latency, ms, batch 32"
     assert first.get_ylabel() == "mean of f1 and accuracy, %"
+
+
+def test_the_front_is_no_longer_for_noise_between_two_equal_models():
+    models = (account("teacher", 0.8, 10.0), account("a", 0.7, 1.0, 50), account("b", 0.7, 4.0, 50))
+    panel = drawn("report", models=models).axes[0]
+    assert lines_of(panel)[FRONT].tolist() == [[4, 70], [10, 80]]
 
 
 def test_bars_are_stacked_and_a_part_that_a_model_lacks_takes_no_time():

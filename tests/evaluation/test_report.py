@@ -16,7 +16,7 @@ from kdnlp.evaluation.kept import Evaluation
 from kdnlp.evaluation.module_times import measure_module_times
 from kdnlp.evaluation.report import CompressionReport, ModelAccount
 from kdnlp.evaluation.significance import PairedTest
-from kdnlp.evaluation.tables import how_measured, report_markdown, report_rows
+from kdnlp.evaluation.tables import how_measured, report_markdown, report_rows, report_table
 from kdnlp.models.student import build_student
 from kdnlp.profiling.flops import flops_per_example
 from kdnlp.profiling.latency import LatencyRow, LatencySetting
@@ -32,7 +32,12 @@ def metrics(value):
 
 def latency(name, ms):
     return tuple(
-        LatencyRow(name, size, 12, ms * size, 2 * ms * size, 1000 / ms, 30) for size in (1, 32)
+        LatencyRow(
+            *(name, size, 12, ms * size, 1000 / ms, 30),
+            p90_ms=1.5 * ms * size,
+            p99_ms=2 * ms * size,
+        )
+        for size in (1, 32)
     )
 
 
@@ -238,9 +243,53 @@ def test_the_table_names_each_metric_and_says_how_it_was_measured():
     text = report_markdown(small_report())
     assert "| f1, % | 80.0 | 76.0 |" in text
     assert "| score kept, % | 100.0 | 95.0 |" in text
-    assert "| batch 32: p50 / p95, ms | 320.0 / 640.0 | 128.0 / 256.0 (2.50x) |" in text
+    cells = "320.0 / 480.0 / 640.0 | 128.0 / 192.0 / 256.0 (2.50x) |"
+    assert f"| batch 32: p50 / p90 / p99, ms | {cells}" in text
     for fact in ("CPU (AVX2)", "1 thread,", "float32", "12 tokens", "30 passes"):
         assert fact in text
+
+
+def test_a_report_with_a_95th_percentile_is_still_read_and_shown():
+    values = small_report().to_dict()
+    for model in values["models"]:
+        for row in model["latency"]:
+            del row["p90_ms"], row["p99_ms"]
+            row["p95_ms"] = 9.0
+    text = report_markdown(CompressionReport.from_dict(values))
+    assert "| batch 1: p50 / p90 / p99, ms | 10.0 / - / - | 4.0 / - / - (2.50x) |" in text
+
+
+def collapsed(model, **classes):
+    own = {name: {"accuracy": right, "rows": 7.0} for name, right in classes.items()}
+    alike = {"validation": {"rows": 14.0, "one_answer": 1.0}}
+    return replace(model, behaviour=alike, classes={"validation": own})
+
+
+def test_a_model_with_one_answer_is_named_below_the_table():
+    first, second = small_report().models
+    line = (
+        "successor gives every row of validation the same answer, yes: it tells no rows apart, and "
+        "its score is what that answer gets without a model."
+    )
+    found = small_report(models=(first, collapsed(second, no=0.0, yes=1.0)))
+    assert line in report_markdown(found)
+    assert line in report_table(found).caption
+    assert "the same answer" not in report_markdown(small_report())
+    # Where all rows are of one class, one answer is the right one.
+    one_class = small_report(models=(first, collapsed(second, yes=1.0)))
+    assert "the same answer" not in report_markdown(one_class)
+    numbers = small_report(models=(first, collapsed(second)))
+    assert "successor gives every row of validation the same answer: it" in report_markdown(numbers)
+
+
+def test_few_passes_show_no_high_percentile():
+    few = [
+        replace(m, latency=tuple(replace(row, repeats=19) for row in m.latency))
+        for m in small_report().models
+    ]
+    assert "| 10.0 / - / - | 4.0 / - / - (2.50x) |" in report_markdown(
+        small_report(models=tuple(few))
+    )
 
 
 def test_a_model_without_metrics_is_refused_before_anything_is_timed():

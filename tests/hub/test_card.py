@@ -12,6 +12,7 @@ from kdnlp.evaluation.report import CompressionReport
 from kdnlp.evaluation.significance import PairedTest
 from kdnlp.hub.card import build_card
 from kdnlp.hub.publish import publish_results
+from kdnlp.hub.sections import summary
 from kdnlp.profiling.speedup import Speedup
 from kdnlp.uploads.card_check import check_card
 
@@ -66,10 +67,31 @@ def test_the_card_beside_the_model_has_metadata_that_the_hub_accepts(tmp_path):
         ("accuracy", 0.76),
     ]
     assert data.eval_results[0].dataset_config == "mrpc"
-    assert "![Score against median latency, with the Pareto front](report.png)" in card.text
+    assert (
+        "![Score against median latency with its interval, and the Pareto front](report.png)"
+        in card.text
+    )
     assert "| accuracy, % | The share of predictions that equal" in card.text
     for part in ("from 4 to 2", "95.0%", "xu2020bert", "replacing_fraction", "2.00x fewer FLOPs"):
         assert part in card.text
+
+
+def test_a_collapsed_model_is_not_praised_for_its_score(report):
+    alike = {"validation": {"rows": 9.0, "one_answer": 1.0}}
+    classes = {
+        name: {"no": {"accuracy": no, "rows": 3.0}, "yes": {"accuracy": yes, "rows": 6.0}}
+        for name, no, yes in (("predecessor", 1 / 3, 1.0), ("successor", 0.0, 1.0))
+    }
+    models = tuple(replace(m, classes={"validation": classes[m.name]}) for m in report.models)
+    models = (models[0], replace(models[1], behaviour=alike))
+    text = build_card(replace(report, models=models), "successor", "me/x").text
+    assert (
+        "It keeps 95.0% of the predecessor's score. But it gives every row of validation the same "
+        "answer, yes: it tells no rows apart, and its score is what that answer gets"
+    ) in text
+    assert "### Accuracy per class, %, validation" in text
+    assert "| no | 3 | 33.3 | 0.0 |\n| yes | 6 | 100.0 | 100.0 |" in text
+    assert "successor gives every row" in text
 
 
 def test_the_losses_and_their_citations_are_named(tmp_path):
@@ -232,6 +254,30 @@ def test_the_exact_command_is_shown_where_there_was_one(report):
     run = {**report.run, "command": "kdnlp theseus --task mrpc --seed 3"}
     text = build_card(replace(report, run=run), "successor", "x").text
     assert "```sh\nkdnlp theseus --task mrpc --seed 3\n```" in text
+
+
+@pytest.mark.parametrize(
+    ("speedup", "said"),
+    [
+        (Speedup(1.93, 1.9, 1.96, 0.95, 30), "1.93x at batch size 1 (95% interval 1.90x to 1.96x)"),
+        (
+            Speedup(1.2, 1.1, 1.3, 0.95, 30),
+            "1.20x at batch size 1 (95% interval 1.10x to 1.30x, which is not what the FLOPs",
+        ),
+        (
+            Speedup(16.46, 1.6, 17.2, 0.75, 3),
+            "too noisy to tell at batch size 1 (75% interval 1.60x to 17.20x)",
+        ),
+        (None, "x at batch size 1, as a ratio of medians, which may be noise"),
+    ],
+)
+def test_the_speed_up_of_the_summary_has_an_interval_or_is_called_noise(report, speedup, said):
+    first, second = report.models
+    rows = tuple(replace(row, speedup=speedup) for row in second.latency)
+    noisy = replace(report, models=(first, replace(second, latency=rows)))
+    text = summary(noisy, "successor")
+    assert said in text
+    assert "16.46" not in text
 
 
 def test_the_speed_up_says_on_what_it_was_measured(report):

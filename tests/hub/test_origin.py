@@ -6,7 +6,7 @@ from settings import TRAINER_ROWS, build_trainer, tiny_model
 from transformers import AutoModelForSequenceClassification
 
 from kdnlp.data.task import Task
-from kdnlp.hub.origin import describe_origin
+from kdnlp.hub.origin import describe_origin, origin_text
 from kdnlp.hub.publish import publish_results
 from kdnlp.loading import load_model
 from kdnlp.uploads.license import License, check_stated, find_license
@@ -58,6 +58,23 @@ def test_a_local_folder_hands_on_its_licence_and_what_it_was_made_from(tmp_path)
     )
     assert "| `mrpc`, a local folder, made from `google-bert/bert-base` |" in made.text
     assert "jane" not in made.content
+
+
+@pytest.mark.parametrize(
+    ("heading", "named"),
+    [
+        ("all-MiniLM-L6-v2", {"base_model_title": "all-MiniLM-L6-v2"}),
+        ("final", {}),
+        ("A model of [mine](https://example.org)", {}),
+    ],
+)
+def test_a_folder_is_called_as_its_own_card_calls_it(tmp_path, heading, named):
+    place = tmp_path / "final"
+    place.mkdir()
+    (place / "README.md").write_text(f"---\n# a comment\nlicense: mit\n---\n\n# {heading}\n\n# b\n")
+    found = describe_origin(str(place))
+    assert found == {"base_model": "final", "base_model_on_hub": False, **named}
+    assert origin_text(found) == f"`{named.get('base_model_title', 'final')}`"
 
 
 def test_the_licence_that_is_asked_for_is_the_one(tmp_path):
@@ -122,7 +139,8 @@ def test_a_link_to_an_address_is_handed_on_as_it_is(tmp_path):
 )
 def test_a_card_that_says_nothing_of_use_is_no_error(tmp_path, text):
     (tmp_path / "README.md").write_text(text)
-    assert set(describe_origin(str(tmp_path))) == {"base_model", "base_model_on_hub"}
+    found = set(describe_origin(str(tmp_path))) - {"base_model_title"}
+    assert found == {"base_model", "base_model_on_hub"}
     assert find_license(str(tmp_path)) is None
 
 

@@ -180,7 +180,7 @@ def test_nine_models_answer_everything(tmp_path, glue, capsys):
 
 def report_of(length):
     """What a run leaves beside its model, as far as it says how long the rows were."""
-    latency = LatencyRow("m", 1, 8, 1.0, 1.0, 1.0, 3)
+    latency = LatencyRow("m", 1, 8, 1.0, 1.0, 3)
     model = ModelAccount("m", {"validation": {"score": 0.5}}, 1, 1, 1, 1.0, 1, (latency,))
     setting = LatencySetting("CPU", "float32", 1, 8, "sdpa", "2", "5")
     run = {} if length is None else {"max_length": length}

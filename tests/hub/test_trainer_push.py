@@ -1,5 +1,6 @@
 """`trainer.push_to_hub()` and the pushes of a run under way: what arrives, and what never does."""
 
+import json
 import logging
 import time
 from functools import partial
@@ -23,6 +24,7 @@ from kdnlp.hub.publish import publish_results
 from kdnlp.models.pretrained import head_config
 from kdnlp.trainers.publishing import STAGE
 from kdnlp.uploads.card_check import check_card
+from kdnlp.weights import SOURCE_DIGEST, folder_digest
 
 WHOLE = {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
 SAVING = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
@@ -69,6 +71,20 @@ def test_every_trainer_publishes_model_report_and_card(hub, row, tmp_path):
     loaded = AutoModelForSequenceClassification.from_pretrained("me/small")
     for name, tensor in trainer.student.state_dict().items():
         assert torch.equal(tensor, loaded.state_dict()[name])
+
+
+def test_the_trainers_card_tells_of_a_graph_of_its_weights(hub, tmp_path):
+    trainer = pushing("finetuning", tmp_path / "run")
+    trainer.save_model()
+    graph = tmp_path / "run" / "onnx"
+    graph.mkdir()
+    (graph / "model.onnx").write_bytes(b"graph")
+    (graph / "export.json").write_text(json.dumps({SOURCE_DIGEST: folder_digest(graph.parent)}))
+    trainer.push_to_hub()
+    assert "onnx/model.onnx" in hub.names("me/small")
+    card = check_card(hub.repos["me/small"].files()["README.md"].decode())
+    assert "## ONNX" in card.text
+    assert 'snapshot_download("me/small"' in card.text
 
 
 def test_without_a_report_the_card_says_so_and_leaves_nothing_open(hub, tmp_path):
