@@ -71,17 +71,22 @@ def test_bash_expands_and_loops_and_asks_for_kdnlp(page_run):
 
 @pytest.mark.parametrize(
     "text",
-    ["kdnlp repotr out", "kdnlp distill --techer x\nls", "false | cat", "echo $UNSET"],
+    [
+        "kdnlp repotr out",
+        "kdnlp report nowhere; ls",
+        "kdnlp distill --techer x\nls",
+        "false | cat",
+        "echo $UNSET",
+    ],
 )
 def test_shell_that_fails_names_its_place(text, page_run):
     with fails("bash ended with"):
         page_run.run(block("sh", text))
 
 
-@pytest.mark.parametrize("text", ["kdnlp report nowhere; ls", "python other.py"])
-def test_what_raises_in_a_command_is_told_with_the_command(text, page_run):
-    with pytest.raises(AssertionError, match=re.escape(text.partition(";")[0])):
-        page_run.run(block("sh", text))
+def test_what_raises_in_a_command_is_told_with_the_command(page_run):
+    with pytest.raises(AssertionError, match=re.escape("python other.py")):
+        page_run.run(block("sh", "python other.py"))
 
 
 def test_a_language_that_nothing_runs_is_refused(page_run):

@@ -118,7 +118,9 @@ def test_an_insertion_of_something_that_there_is_not_is_refused():
 
 
 def test_no_page_is_left_with_a_comment_for_the_code():
-    assert not [page for page, text in all_pages().items() if "<!--" in text]
+    # Those around the README's table of results are for whoever writes it anew.
+    left = re.compile(r"<!--(?! (end of )?results: )")
+    assert not [page for page, text in all_pages().items() if left.search(text)]
 
 
 def test_every_link_of_the_readme_leads_somewhere():
