@@ -1,20 +1,40 @@
 """The grid as its YAML file says it: which cells there are, and everything that decides a cell."""
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from kdnlp.arguments import (
+    CompressionTrainingArguments,
+    DistillationTrainingArguments,
+    TheseusTrainingArguments,
+)
+from kdnlp.losses import LOSSES
+
 TEACHER = "teacher"
 """The method of the cells that fine-tune the whole pretrained model."""
 
-_TRAINERS = ("plain", "distillation", "theseus")
-_STAGE = {"trainer", "losses", "arguments"}
+BASELINE = "baseline"
+"""The method that the others are compared with, unless they name another one."""
+
+NAMES = {"rte": "RTE", "mrpc": "MRPC", "stsb": "STS-B", "cola": "CoLA", "sst2": "SST-2"}
+"""The tasks, and what tables call them."""
+
+ARGUMENTS: dict[str, type[CompressionTrainingArguments]] = {
+    "plain": CompressionTrainingArguments,
+    "distillation": DistillationTrainingArguments,
+    "theseus": TheseusTrainingArguments,
+}
+"""The trainers by name, and what their arguments are."""
+
 _EXTRAS = ("trained_blocks", "copies", "ensemble")
-_SPEC = _STAGE | {"title", "init_layers", "by_blocks", "stages", "budget", "ablation", *_EXTRAS}
+_STAGE = {"trainer", "losses", "arguments"}
+_SPEC = _STAGE | {"title", "init_layers", "by_blocks", "stages", "budget", "ablation", "against"}
 
 
 @dataclass(frozen=True)
@@ -40,7 +60,7 @@ class Cell:
     @property
     def path(self) -> Path:
         """Where its result lies, below the folder of results."""
-        name = f"lr{self.learning_rate:.0e}-seed{self.seed}.json"
+        name = f"lr{self.learning_rate:g}-seed{self.seed}.json"
         depth = TEACHER if self.method == TEACHER else f"{self.blocks}-blocks/{self.method}"
         return Path(self.task, depth, name)
 
@@ -52,57 +72,73 @@ class Cell:
 
 @dataclass(frozen=True)
 class Grid:
-    """The YAML file, checked.
+    """The YAML file, checked: what would be skipped in silence, or fail after hours, is refused.
+
+    Attributes:
+        model: the pretrained encoder's name on the Hub.
+        holdout: the share of a train split that selects.
+        arguments: what all trainings have in common.
+        tasks: by GLUE's name, the epochs of a student and of its teacher.
+        averaged: the tasks whose mean a table shows.
+        teacher: the learning rates that are tried, and the seed.
+        student: the learning rates that are tried.
+        methods: what trains a student.
+        plan: which rows are run, in this order.
 
     Raises:
-        ValueError: if it names a method, task or key that there is not.
+        ValueError: if it names something that there is not, or that its trainer would not read.
     """
 
     model: str
     holdout: float
     arguments: dict[str, Any]
     tasks: dict[str, dict[str, float]]
+    averaged: list[str]
     teacher: dict[str, Any]
     student: dict[str, Any]
     methods: dict[str, dict[str, Any]]
     plan: list[dict[str, list[Any]]]
 
     def __post_init__(self) -> None:
-        """Refuse what would be skipped in silence, or fail after hours."""
+        """Check every name."""
+        _check_names("tasks", self.tasks, NAMES)
+        _check_names("averaged tasks", self.averaged, self.tasks)
         for name, spec in self.methods.items():
-            _check_names(f"method {name}", spec, _SPEC)
-            for stage in spec.get("stages", ()):
-                _check_names(f"a stage of {name}", stage, _STAGE | {"share", "restart"})
-            for part in spec.get("stages", [spec]):
-                if part.get("trainer", "plain") not in _TRAINERS:
-                    raise ValueError(
-                        f"Method {name}: expected a trainer out of {', '.join(_TRAINERS)}, got "
-                        f"{part['trainer']!r}."
-                    )
+            _check_method(f"method {name}", spec)
+            _check_names(f"method {name}'s against", [self.against(name)], self.methods)
         for part in self.plan:
             _check_names("plan", part, {"tasks", "methods", "blocks", "seeds"})
-            _check_names("plan's tasks", part["tasks"], set(self.tasks))
-            _check_names("plan's methods", part["methods"], set(self.methods))
+            _check_names("plan's tasks", part["tasks"], self.tasks)
+            _check_names("plan's methods", part["methods"], self.methods)
+        for _, method, blocks, _ in self.rows():
+            by_blocks = self.methods[method].get("by_blocks", {blocks: {}})
+            _check_names(f"plan for {method}, blocks", [blocks], by_blocks)
 
     @classmethod
     def read(cls, path: Path) -> "Grid":
         """The grid of a YAML file."""
-        return cls(**yaml.safe_load(path.read_text(encoding="utf-8")))
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        _check_names("file", values, {f.name for f in fields(cls)})
+        return cls(**values)
+
+    def against(self, method: str) -> str:
+        """The method of the same budget that this one is compared with."""
+        name: str = self.methods[method].get("against", BASELINE)
+        return name
 
     def teachers(self, task: str) -> list[Cell]:
         """The cells out of which the task's teacher is chosen."""
+        stage = {
+            "trainer": "plain",
+            "epochs": self.tasks[task]["teacher_epochs"],
+            "losses": None,
+            "arguments": self.arguments,
+        }
         settings = {
             "holdout": self.holdout,
             "model": self.model,
             "init_layers": None,
-            "stages": [
-                {
-                    "trainer": "plain",
-                    "epochs": self.tasks[task]["teacher_epochs"],
-                    "losses": None,
-                    "arguments": self.arguments,
-                }
-            ],
+            "stages": [stage],
         }
         seed, rates = self.teacher["seed"], self.teacher["learning_rates"]
         return [Cell(task, TEACHER, 0, rate, seed, settings) for rate in rates]
@@ -144,9 +180,37 @@ class Grid:
         }
 
 
-def _check_names(where: str, given: Any, known: set[str]) -> None:
-    unknown = sorted(set(given) - known)
-    if unknown:
+def _check_method(where: str, spec: Mapping[str, Any]) -> None:
+    _check_names(where, spec, {*_SPEC, *_EXTRAS})
+    stages = spec.get("stages")
+    if stages is None:
+        return _check_stage(where, spec)
+    beside = sorted(_STAGE & set(spec))
+    if beside:
+        raise ValueError(f"The grid's {where}: {beside} beside its stages would not be read.")
+    for stage in stages:
+        _check_names(f"stage of {where}", stage, _STAGE | {"share", "restart"})
+        _check_stage(where, stage)
+    shares = sum(stage["share"] for stage in stages)
+    if not math.isclose(shares, 1):
+        raise ValueError(f"The grid's {where}: expected shares that sum to 1, got {shares:g}.")
+
+
+def _check_stage(where: str, stage: Mapping[str, Any]) -> None:
+    trainer = stage.get("trainer", "plain")
+    _check_names(f"{where}, trainer", [trainer], ARGUMENTS)
+    known = {f.name for f in fields(ARGUMENTS[trainer])}
+    _check_names(f"{where}, arguments", stage.get("arguments", {}), known)
+    _check_names(f"{where}, losses", stage.get("losses", {}), LOSSES)
+    if trainer == "plain" and (stage.get("losses") or stage.get("ensemble")):
         raise ValueError(
-            f"The grid's {where}: expected names out of {sorted(known)}, got {unknown}."
+            f"The grid's {where}: a plain trainer has no teacher, and its losses or ensemble would "
+            "not be read. Name a trainer."
         )
+
+
+def _check_names(where: str, given: Any, known: Any) -> None:
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        expected = ", ".join(sorted(map(str, known)))
+        raise ValueError(f"The grid's {where}: expected names out of {expected}; got {unknown}.")
