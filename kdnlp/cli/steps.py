@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from kdnlp.arguments import CompressionTrainingArguments
 from kdnlp.cli.options import DataOptions
+from kdnlp.cli.remains import remains_told
 from kdnlp.cli.secrets import hide_tokens
 from kdnlp.data.glue import GLUE_TASKS, load_glue_raw
 from kdnlp.data.preparation import build_collator, prepare
@@ -85,6 +86,7 @@ def license_of(
 def take_output_dir(args: CompressionTrainingArguments) -> None:
     """Hold the run's folder until the command ends, or refuse it before anything is loaded."""
     decided_by_main_process(lambda: _held.enter_context(output_dir_held(str(args.output_dir))))
+    _held.enter_context(remains_told(args))
 
 
 def releases_output_dir(
