@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import TrainingArguments
 
+from kdnlp.cli.parsing import PlainParser
 from kdnlp.data.glue import GLUE_TASKS
 from kdnlp.data.glue_unlabelled import load_glue_test
 from kdnlp.evaluation.report import REPORT_JSON, CompressionReport
@@ -41,7 +42,7 @@ DESCRIPTION = (
 
 def main(command: str, argv: Sequence[str]) -> None:
     """Run the command with its arguments."""
-    options = _parser(command).parse_args(argv)
+    options = _parser(command).parse(argv)
     models = parse_models(options.models)
     check_all_tasks(models, options.fill)
     answers = answer_all(models, options)
@@ -50,10 +51,8 @@ def main(command: str, argv: Sequence[str]) -> None:
     Console().print(f"{path} is whole, and ready for the server.", soft_wrap=True)
 
 
-def _parser(command: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"kdnlp {command}", description=DESCRIPTION, allow_abbrev=False
-    )
+def _parser(command: str) -> PlainParser:
+    parser = PlainParser(command, DESCRIPTION)
     parser.add_argument("--output", required=True, metavar="ZIP", help="submission.zip")
     parser.add_argument(
         "--models",
@@ -74,7 +73,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
         help="most tokens an example may have, of every model; default what its report says that "
         "it was trained with, or without one the task's",
     )
-    parser.add_argument("--batch_size", type=int, default=64, help="default 64")
+    parser.add_argument("--batch_size", type=int, default=64, help="examples a batch")
     parser.add_argument("--use_cpu", action="store_true", help="leave a GPU alone")
     parser.add_argument("--bf16", action="store_true", help="evaluate in bfloat16")
     parser.add_argument(

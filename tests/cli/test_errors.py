@@ -33,6 +33,32 @@ def test_every_command_says_in_one_message_what_is_not_there(name, tmp_path, mon
     assert stopped.value.code.startswith(f"kdnlp {name}: ")
 
 
+MISTYPED = {
+    "profile": (["x", "--batch_size", "3"], "--batch_sizes"),
+    "report": (["x", "--output", "y"], "--output_dir"),
+    "submit": (["--models", "mrpc=x", "--output", "y", "--max_len", "3"], "--max_length"),
+    "push": (["x", "--repo_id", "me/x", "--dry"], "--dry_run"),
+}
+
+
+@pytest.mark.parametrize("name", MISTYPED)
+def test_a_flag_is_not_guessed_and_usage_is_one_line(name, capsys):
+    arguments, meant = MISTYPED[name]
+    with pytest.raises(SystemExit) as stopped:
+        main([name, *arguments])
+    assert stopped.value.code == 2
+    usage, error = capsys.readouterr().err.splitlines()
+    assert usage.startswith(f"usage: kdnlp {name} ")
+    assert f"Did you mean {meant}" in error
+    assert error.endswith("--help lists every flag.")
+
+
+def test_no_token_is_in_what_is_said_of_flags(capsys):
+    with pytest.raises(SystemExit):
+        main(["push", "x", "--repo_id", "me/x", "--token=hf_abcdefghijk"])
+    assert "abcdefghijk" not in capsys.readouterr().err
+
+
 DEFECTS = {
     "an index": lambda: [][0],
     "a conversion": lambda: int("seven"),
