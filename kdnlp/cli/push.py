@@ -69,9 +69,14 @@ def read_card(folder: Path, license: str | None = None) -> ModelCard:
         license: takes the place of the one in the card.
 
     Raises:
+        FileNotFoundError: if there is no such folder.
         ValueError: if there is no card, it leaves something open, or nobody names a licence.
     """
     path = folder / CARD
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"No folder {folder} here. Name the output_dir of a run that has ended."
+        )
     if not path.is_file():
         raise ValueError(
             f"Expected a model card, {CARD}, in {folder}, found none. A model without one tells "

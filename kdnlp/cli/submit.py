@@ -28,7 +28,7 @@ from kdnlp.hub.submission import (
     fill,
     write_submission,
 )
-from kdnlp.models.pretrained import load_finetuned
+from kdnlp.models.pretrained import check_finetuned, load_finetuned
 from kdnlp.trainers.output_dir import decided_by_main_process
 
 logger = logging.getLogger(__name__)
@@ -44,6 +44,8 @@ def main(command: str, argv: Sequence[str]) -> None:
     """Run the command with its arguments."""
     options = _parser(command).parse(argv)
     models = parse_models(options.models)
+    for task, place in models.items():
+        check_finetuned(place, GLUE_TASKS[task], trust_remote_code=options.trust_remote_code)
     check_all_tasks(models, options.fill)
     answers = answer_all(models, options)
     path = decided_by_main_process(lambda: _written(options.output, answers))

@@ -31,6 +31,7 @@ def test_every_command_says_in_one_message_what_is_not_there(name, tmp_path, mon
         main([name, *ASKED[name]])
     assert isinstance(stopped.value.code, str)  # which ends with status 1
     assert stopped.value.code.startswith(f"kdnlp {name}: ")
+    assert ELSEWHERE in stopped.value.code
 
 
 MISTYPED = {

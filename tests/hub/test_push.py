@@ -181,7 +181,8 @@ def test_a_folder_that_is_not_the_plain_model_it_says_is_not_sent(hub, folder):
 
 
 def test_a_folder_without_a_model_a_card_or_a_licence_is_refused(hub, folder, tmp_path):
-    assert "Expected a model card" in refused(tmp_path / "nothing")
+    assert f"No folder {tmp_path / 'nothing'} here" in refused(tmp_path / "nothing")
+    assert "Expected a model card" in refused(tmp_path)
     (folder / "README.md").write_text(CARD.replace("license: apache-2.0\n", ""))
     assert "pass --license" in refused(folder)
     assert "Expected a licence's id" in refused(folder, "--license", "My own!")
