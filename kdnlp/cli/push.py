@@ -14,7 +14,7 @@ from kdnlp.uploads.card_check import CARD, check_card, for_repo
 from kdnlp.uploads.license import as_license, check_stated
 from kdnlp.uploads.plain_folder import check_complete
 from kdnlp.uploads.publishable import files_left_out
-from kdnlp.uploads.send import claim_repo, hub, send
+from kdnlp.uploads.send import check_repo_id, claim_repo, hub, send
 
 DESCRIPTION = (
     "Publish the model in DIR on the Hub: weights, configuration, tokenizer, card, report, "
@@ -28,6 +28,7 @@ def main(command: str, argv: Sequence[str]) -> None:
     options = _parser(command).parse(argv)
     if int(os.environ.get("RANK", "0")):
         return  # of several processes one sends
+    check_repo_id(options.repo_id)
     folder, console = Path(options.folder), Console()
     card = read_card(folder, options.license)
     files = check_complete(folder)

@@ -1,5 +1,6 @@
 """`kdnlp report`: print the report of a run, or compare several."""
 
+import os
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -32,6 +33,7 @@ def main(command: str, argv: Sequence[str]) -> None:
         "the same run, and of runs without one the first model that was made",
     )
     options = parser.parse(argv)
+    check_once(options.folders)
     reports = [CompressionReport.load(folder) for folder in options.folders]
     if len(reports) == 1 and options.output_dir is None and options.against is None:
         Console().print(report_table(reports[0]))
@@ -42,3 +44,14 @@ def main(command: str, argv: Sequence[str]) -> None:
         Console().print(table)
     if options.output_dir is not None:
         save_comparison(rows, options.output_dir, tests)
+
+
+def check_once(folders: Sequence[str]) -> None:
+    """Raise `ValueError` for a folder that is named twice, under whatever names."""
+    real = [os.path.realpath(folder) for folder in folders]
+    twice = [folder for n, folder in enumerate(folders) if real[n] in real[:n]]
+    if twice:
+        raise ValueError(
+            f"Expected every run once, got {', '.join(dict.fromkeys(twice))} again. It would count "
+            "as a further seed, and the runs would seem more alike than they are. Name it once."
+        )

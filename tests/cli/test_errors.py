@@ -34,6 +34,15 @@ def test_every_command_says_in_one_message_what_is_not_there(name, tmp_path, mon
     assert ELSEWHERE in stopped.value.code
 
 
+@pytest.mark.parametrize("again", ["x", "x/", "./x", "link"])
+def test_a_run_that_is_named_twice_is_no_second_seed(again, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x").mkdir()
+    (tmp_path / "link").symlink_to("x")
+    with pytest.raises(SystemExit, match=f"Expected every run once, got {again} again"):
+        main(["report", "x", "y", again])
+
+
 MISTYPED = {
     "profile": (["x", "--batch_size", "3"], "--batch_sizes"),
     "report": (["x", "--output", "y"], "--output_dir"),
