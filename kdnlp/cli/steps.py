@@ -27,6 +27,7 @@ from kdnlp.evaluation.metrics import build_compute_metrics
 from kdnlp.evaluation.report import CompressionReport
 from kdnlp.evaluation.tables import report_table
 from kdnlp.trainers.output_dir import (
+    check_other_files,
     check_output_dir,
     decided_by_main_process,
     output_dir_held,
@@ -46,8 +47,8 @@ def start(args: CompressionTrainingArguments) -> str | None:
         The checkpoint to resume from, or `None` to start from the beginning.
 
     Raises:
-        ValueError: if the folder holds another run or another process uses it, or the checkpoint
-            is damaged.
+        ValueError: if the folder holds another run or files that this one would replace, another
+            process uses it, or the checkpoint is damaged.
         OSError: if nothing can be written to the folder.
     """
     set_up_logging(args)
@@ -55,6 +56,7 @@ def start(args: CompressionTrainingArguments) -> str | None:
     checkpoint = args.checkpoint_to_resume()
     if checkpoint is None and not args.overwrite_output_dir:
         check_output_dir(str(args.output_dir))
+        decided_by_main_process(lambda: check_other_files(str(args.output_dir)))
     return checkpoint
 
 

@@ -10,7 +10,10 @@ from kdnlp.cli import report as command
 ELSEWHERE = "/nonexistent/run"
 ASKED = {
     "profile": [ELSEWHERE],
-    "export": [ELSEWHERE, "--task", "synthetic_sentiment", "--output_dir", "x"],
+    "export": [
+        *(ELSEWHERE, "--task", "synthetic_sentiment", "--output_dir", "x"),
+        *("--format", "safetensors"),
+    ],
     "report": [ELSEWHERE],
     "submit": ["--models", f"mrpc={ELSEWHERE}", "--output", "x.zip"],
     "push": [ELSEWHERE, "--repo_id", "me/x", "--dry_run"],
