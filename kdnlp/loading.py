@@ -11,7 +11,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
@@ -28,19 +36,33 @@ _LEFT_OUT = "%s has Python code of its own for its %s, left out: transformers' c
 _HUB_OPTIONS = ("revision", "token", "cache_dir", "trust_remote_code")
 
 
+_NOT_FETCHED: dict[type[Exception], str] = {
+    HFValidationError: "it is no OWNER/NAME either",
+    GatedRepoError: "it is gated: ask for access on its page, and log in with `hf auth login`",
+    RepositoryNotFoundError: "not found there, or private and you are not logged in",
+    RevisionNotFoundError: "it has no such revision",
+    OfflineModeIsEnabled: "offline: HF_HUB_OFFLINE is set, and it is not in the cache",
+    LocalEntryNotFoundError: "it cannot be reached, and the model is not in the cache",
+}
+"""Why a configuration cannot be fetched, by error; of several that fit, the first."""
+
+
 def load_config(name: str, **kwargs: Any) -> PretrainedConfig:
     """The configuration of a model; of `kwargs` it takes what says where it is and what may run.
 
     Raises:
         ValueError: if it needs code of its own that is not trusted.
+        FileNotFoundError: if there is no such model, here or on the Hub.
     """
     options = _hub_options(kwargs)
-    with _code_explained(name):
+    with _absence_explained(name), _code_explained(name):
         return AutoConfig.from_pretrained(name, **options)
 
 
 def load_model(auto_class: Any, name: str, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
     """A model from safetensors, and what transformers says of its keys.
+
+    `load_config` of the same name says more clearly that there is no such model; call it first.
 
     Where transformers has a class for the model, that class is used in place of code that lies
     beside the weights, and what is saved later does not lead to the code either.
@@ -103,6 +125,46 @@ def check_safetensors(folder: str | os.PathLike[str]) -> None:
     pickles = sorted(path.name for path in place.glob("pytorch_model*.bin"))
     if pickles and not any(place.glob("*.safetensors")):
         raise OSError(_pickled(os.fspath(folder), ", ".join(pickles[:2])))
+
+
+@contextmanager
+def _absence_explained(name: str) -> Iterator[None]:
+    """Say of a configuration that is not there that the model is not, and where it was looked for.
+
+    transformers takes every name that is no folder for one on the Hub.
+    """
+    if os.path.isdir(name) and not Path(name, "config.json").is_file():
+        raise FileNotFoundError(
+            f"Expected a model in {name}, got a folder without config.json. Name the output_dir "
+            "of a run that has ended, or a folder that save_pretrained wrote."
+        )
+    if os.path.isfile(name):
+        raise FileNotFoundError(
+            f"Expected the folder of a model, got the file {name}. Name the folder that it is in."
+        )
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        why = None if os.path.isdir(name) else _why_not_fetched(error)
+        if why is None:
+            raise
+        raise FileNotFoundError(
+            f"No folder {name} here, and no such model could be fetched from the Hub ({why}). "
+            "Check the name."
+        ) from error
+
+
+def _why_not_fetched(error: BaseException) -> str | None:
+    causes = []
+    cause: BaseException | None = error
+    while cause is not None:
+        causes.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    for kind, why in _NOT_FETCHED.items():
+        if any(isinstance(cause, kind) for cause in causes):
+            offline = kind is LocalEntryNotFoundError and constants.HF_HUB_OFFLINE
+            return _NOT_FETCHED[OfflineModeIsEnabled] if offline else why
+    return None
 
 
 @contextmanager

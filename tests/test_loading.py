@@ -9,17 +9,25 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from settings import tiny_model
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoConfig, PreTrainedTokenizerFast
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import kdnlp
 from kdnlp.data.masked_words import load_masked_lm
 from kdnlp.data.task import Task
-from kdnlp.loading import CONVERT, load_model, load_tokenizer
-from kdnlp.models.pretrained import load_finetuned, load_for_finetuning
+from kdnlp.loading import CONVERT, load_config, load_model, load_tokenizer
+from kdnlp.models.pretrained import load_as_saved, load_finetuned, load_for_finetuning
 from kdnlp.models.student import build_student
 
 TASK = Task("pair", ("text",), ("different", "same"), ("accuracy",))
@@ -56,6 +64,64 @@ def folder(tmp_path):
     special = {"pad_token": "[PAD]", "unk_token": "[UNK]"}
     PreTrainedTokenizerFast(tokenizer_object=backend, **special).save_pretrained(place)
     return place
+
+
+class Response:
+    headers, request = {}, None
+
+
+@pytest.mark.parametrize(
+    ("cause", "why"),
+    [
+        (HFValidationError("bad"), "it is no OWNER/NAME either"),
+        (GatedRepoError("403", response=Response()), "it is gated"),
+        (RepositoryNotFoundError("404", response=Response()), "not found there, or private"),
+        (RevisionNotFoundError("404", response=Response()), "it has no such revision"),
+        (LocalEntryNotFoundError("no connection"), "it cannot be reached"),
+    ],
+)
+def test_a_model_that_cannot_be_fetched_is_named_with_the_reason(cause, why, monkeypatch):
+    def fetch(*_, **__):
+        raise OSError("We couldn't connect to 'https://huggingface.co'") from cause
+
+    monkeypatch.setattr(AutoConfig, "from_pretrained", fetch)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with pytest.raises(FileNotFoundError, match=rf"No folder me/gone here, .*Hub \({why}"):
+        load_config("me/gone")
+
+
+def test_another_failure_is_not_taken_for_a_model_that_is_not_there(folder, monkeypatch):
+    def read(*_, **__):
+        raise PermissionError("Permission denied: config.json")
+
+    monkeypatch.setattr(AutoConfig, "from_pretrained", read)
+    for name in (str(folder), "me/gone"):
+        with pytest.raises(PermissionError, match="Permission denied"):
+            load_config(name)
+
+
+LOADERS = {
+    "config": load_config,
+    "as saved": load_as_saved,
+    "finetuned": lambda name: load_finetuned(name, TASK),
+    "for finetuning": lambda name: load_for_finetuning(name, TASK),
+    "masked": lambda name: load_masked_lm(name, None),
+}
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_what_is_no_model_is_said_by_whatever_loads_one(loader, folder):
+    load = LOADERS[loader]
+    (folder / "config.json").rename(folder / "other.json")
+    for name, message in (
+        ("nowhere", r"No folder nowhere here, and .*\(offline: HF_HUB_OFFLINE is set"),
+        ("nowhere/at-all", r"No folder nowhere/at-all here, and .*\(offline"),
+        ("./missing", r"No folder \./missing here, .*\(it is no OWNER/NAME"),
+        (str(folder), "got a folder without config.json"),
+        (str(folder / "other.json"), "got the file .*other.json"),
+    ):
+        with pytest.raises(FileNotFoundError, match=message):
+            load(name)
 
 
 @pytest.fixture

@@ -184,7 +184,8 @@ def _check_method(where: str, spec: Mapping[str, Any]) -> None:
     _check_names(where, spec, {*_SPEC, *_EXTRAS})
     stages = spec.get("stages")
     if stages is None:
-        return _check_stage(where, spec)
+        _check_stage(where, spec)
+        return
     beside = sorted(_STAGE & set(spec))
     if beside:
         raise ValueError(f"The grid's {where}: {beside} beside its stages would not be read.")

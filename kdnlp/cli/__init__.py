@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 import kdnlp
+from kdnlp.cli.interruption import NOTHING_KEPT, ends_in_one_line
 from kdnlp.cli.secrets import hide_tokens
 
 logger = logging.getLogger(__name__)
@@ -30,6 +31,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 """Name of each command, the module here whose `main(command, argv)` runs it, and what it does."""
 
+_KEPT = {
+    "demo": "what it has finished is kept, and is made anew when it starts again.",
+    "push": "the Hub has all of the commit or nothing of it.",
+}
+"""What an interrupted command keeps, where that is something and it does not say so itself."""
 
 _SAY_WHAT_IS_WRONG = ("kdnlp", "transformers", "huggingface_hub", "datasets", "json")
 """The packages that read what the user names, and raise errors about it."""
@@ -42,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     Raises:
         SystemExit: with status 1 and a message, if the command cannot do what was asked for; its
-            cause is the error. With status 2 for flags that make no sense.
+            cause is the error. With status 2 for flags that make no sense, and 130 after Ctrl-C.
     """
     parser = argparse.ArgumentParser(
         prog="kdnlp",
@@ -57,15 +63,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="see below")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the command's own arguments")
     parsed = parser.parse_args(argv)
-    module = import_module(f"kdnlp.cli.{COMMANDS[parsed.command][0]}")
+    with ends_in_one_line(parsed.command, _KEPT.get(parsed.command, NOTHING_KEPT)):
+        run(parsed.command, parsed.arguments)
+
+
+def run(command: str, argv: Sequence[str]) -> None:
+    """Run one command; what the user can mend is a message, and the rest a traceback."""
+    module = import_module(f"kdnlp.cli.{COMMANDS[command][0]}")
     try:
-        module.main(parsed.command, parsed.arguments)
+        module.main(command, argv)
     except Exception as error:
         if not is_meant_for_people(error):
             raise
         logger.debug("This is where it was raised:", exc_info=True)
         message = hide_tokens(str(error) or type(error).__name__)
-        raise SystemExit(f"kdnlp {parsed.command}: {message}") from error
+        raise SystemExit(f"kdnlp {command}: {message}") from error
 
 
 def is_meant_for_people(error: Exception) -> bool:

@@ -129,6 +129,33 @@ def without_config(
 _HELP = "Show this text; --help_all lists all flags of transformers.TrainingArguments too."
 
 
+class PlainParser(argparse.ArgumentParser):
+    """A parser of flags that no dataclass declares; it ends as `parse_arguments` does."""
+
+    def __init__(self, command: str, description: str) -> None:
+        super().__init__(
+            prog=f"kdnlp {command}",
+            description=description,
+            formatter_class=_Formatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """End with status 2 and the message, in which a value may have been a token."""
+        super().error(hide_tokens(message))
+
+    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
+        """The values of the flags.
+
+        Raises:
+            SystemExit: with status 2 and a message for a flag that is unknown, missing or wrong.
+        """
+        parsed, unknown = self.parse_known_args(argv)
+        if unknown:
+            self.error(_unknown_message(hide_values(unknown), self, every="--help"))
+        return parsed
+
+
 class _Parser(HfArgumentParser):
     """A parser that groups flags by the class that declares them, the most special first."""
 
@@ -219,9 +246,14 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
         super().__init__(prog, max_help_position=32, width=100)
 
     def add_usage(self, usage: Any, actions: Any, groups: Any, prefix: Any = None) -> None:
-        """Name the required flags only; a hundred optional ones help nobody."""
+        """Name what is required only; a hundred optional flags help nobody."""
         required = [action for action in actions if action.required]
-        names = " ".join(f"{a.option_strings[0]} {a.dest.upper()}" for a in required)
+        names = " ".join(
+            f"{a.option_strings[0]} {a.metavar or a.dest.upper()}"
+            if a.option_strings
+            else self._format_args(a, a.dest)
+            for a in required
+        )
         super().add_usage(f"%(prog)s {names} [...]".replace("  ", " "), actions, groups, prefix)
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
@@ -231,7 +263,7 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
         return f"{action.option_strings[0]}{values}"
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default is None or action.default is argparse.SUPPRESS:
+        if action.default in (None, "", argparse.SUPPRESS) or action.nargs == 0:
             return action.help
         return super()._get_help_string(action)
 
@@ -249,10 +281,15 @@ def _split_config(argv: list[str]) -> tuple[Path | None, list[str]]:
     return (Path(found.config) if found.config else None), rest
 
 
-def _unknown_message(unknown: list[str], parser: argparse.ArgumentParser, config: Any) -> str:
+def _unknown_message(
+    unknown: list[str],
+    parser: argparse.ArgumentParser,
+    config: Any = None,
+    every: str = "--help_all",
+) -> str:
     flag = unknown[0].partition("=")[0]
     known = [action.option_strings[0] for action in parser._actions if action.option_strings]
     close = difflib.get_close_matches(flag, known, n=2)
     hint = f" Did you mean {' or '.join(close)}?" if close else ""
     source = f" (command line or {config})" if config else ""
-    return f"unknown: {' '.join(unknown)}{source}.{hint} --help_all lists every flag."
+    return f"unknown: {' '.join(unknown)}{source}.{hint} {every} lists every flag."

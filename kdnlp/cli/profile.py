@@ -12,6 +12,7 @@ from rich.console import Console
 from torch import nn
 from transformers import PreTrainedModel
 
+from kdnlp.cli.parsing import PlainParser
 from kdnlp.evaluation.profile_report import (
     disagreement_lines,
     profile_setting_line,
@@ -22,11 +23,15 @@ from kdnlp.evaluation.profile_tables import profile_sections
 from kdnlp.models.onnx_graph import ONNX_FILE
 from kdnlp.models.pretrained import load_as_saved
 from kdnlp.profiling.agreement import MAX_DISAGREEMENT
+from kdnlp.profiling.forward import max_positions
 from kdnlp.profiling.profile import Profile, profile_models
 from kdnlp.profiling.runtimes import RUNTIMES, RuntimeRow, check_runtimes, compare_runtimes
 from kdnlp.weights import is_export_of, read_export
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+LENGTHS = (32, 128)
+"""What is measured unless --lengths says otherwise."""
 
 EXPORTS = (".", "onnx")
 """Where in a model's folder an exported graph may lie."""
@@ -36,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 def main(command: str, argv: Sequence[str]) -> None:
     """Run the command with its arguments."""
-    options = build_parser(command).parse_args(argv)
+    options = build_parser(command).parse(argv)
     profile = run(options)
     console = Console()
     for section in profile_sections(profile):
@@ -49,19 +54,23 @@ def main(command: str, argv: Sequence[str]) -> None:
         console.print(f"profile.json, profile.md and the plot are in {options.output_dir}.")
 
 
-def build_parser(command: str = "profile") -> argparse.ArgumentParser:
+def build_parser(command: str = "profile") -> PlainParser:
     """The parser of the command's flags."""
-    parser = argparse.ArgumentParser(
-        prog=f"kdnlp {command}",
-        description="Measure what models cost: parameters, disk, FLOPs beside latency, throughput, "
+    parser = PlainParser(
+        command,
+        "Measure what models cost: parameters, disk, FLOPs beside latency, throughput, "
         "peak memory, and which part of the model takes the time. The models take turns, the first "
         "is the reference, and a speed-up that is not what the FLOPs promise is pointed out.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("models", nargs="+", metavar="MODEL", help="a folder or a Hub id")
     flag = parser.add_argument
     flag("--batch_sizes", type=numbers, default="1,8,32", help="examples a batch")
-    flag("--lengths", type=numbers, default="32,128", help="tokens an example, without padding")
+    flag(
+        "--lengths",
+        type=numbers,
+        help="tokens an example, without padding; without it 32,128, or less where a model has "
+        "fewer positions",
+    )
     flag("--device", help="where to run; without it a GPU if there is one, else the CPU")
     flag("--dtype", choices=DTYPES, default="float32", help="of weights and arithmetic")
     flag("--threads", type=int, help="CPU threads for one operation; without it as torch has it")
@@ -113,6 +122,7 @@ def run(options: argparse.Namespace) -> Profile:
         )
         for name, path in paths.items()
     }
+    options.lengths = find_lengths(options.lengths, models)
     profile = profile_models(
         models,
         options.batch_sizes,
@@ -125,6 +135,37 @@ def run(options: argparse.Namespace) -> Profile:
     if not options.runtimes:
         return profile
     return replace(profile, runtimes=tuple(runtime_rows(models, paths, options)))
+
+
+def find_lengths(
+    chosen: Sequence[int] | None, models: Mapping[str, PreTrainedModel]
+) -> Sequence[int]:
+    """The lengths to measure: those that were chosen, or of `LENGTHS` what all models can read.
+
+    Raises:
+        ValueError: if a model has fewer positions than a length that was chosen.
+    """
+    limits = {name: limit for name, m in models.items() if (limit := max_positions(m)) is not None}
+    if not limits:
+        return chosen or LENGTHS
+    name, limit = min(limits.items(), key=lambda item: item[1])
+    if chosen is None:
+        lengths = tuple(dict.fromkeys(min(length, limit) for length in LENGTHS))
+        if lengths != LENGTHS:
+            logger.warning(
+                "Measured at %s tokens instead of %s: %s has %d positions. --lengths chooses "
+                "others.",
+                *(",".join(map(str, several)) for several in (lengths, LENGTHS)),
+                name,
+                limit,
+            )
+        return lengths
+    if max(chosen) > limit:
+        raise ValueError(
+            f"--lengths must be at most {limit}, the positions that {name} has, got {max(chosen)}. "
+            "No real input of the model is that long. Choose shorter ones."
+        )
+    return chosen
 
 
 def runtime_rows(

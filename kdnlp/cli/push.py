@@ -1,6 +1,5 @@
 """`kdnlp push`: the folder of a run goes to the Hub, by an allow-list and with a whole card."""
 
-import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,13 +8,14 @@ from huggingface_hub import ModelCard
 from rich.console import Console
 from rich.table import Table
 
+from kdnlp.cli.parsing import PlainParser
 from kdnlp.files import replace_text
 from kdnlp.uploads.card_check import CARD, check_card, for_repo
 from kdnlp.uploads.export_section import with_export
 from kdnlp.uploads.license import as_license, check_stated
 from kdnlp.uploads.plain_folder import check_complete
 from kdnlp.uploads.publishable import files_left_out
-from kdnlp.uploads.send import claim_repo, hub, send
+from kdnlp.uploads.send import check_repo_id, claim_repo, hub, send
 
 DESCRIPTION = (
     "Publish the model in DIR on the Hub: weights, configuration, tokenizer, card, report, "
@@ -26,10 +26,10 @@ DESCRIPTION = (
 
 def main(command: str, argv: Sequence[str]) -> None:
     """Run the command with its arguments."""
-    parser = _parser(command)
-    options = parser.parse_args(argv)
+    options = _parser(command).parse(argv)
     if int(os.environ.get("RANK", "0")):
         return  # of several processes one sends
+    check_repo_id(options.repo_id)
     folder, console = Path(options.folder), Console()
     card = read_card(folder, options.license)
     files = check_complete(folder)
@@ -47,17 +47,15 @@ def main(command: str, argv: Sequence[str]) -> None:
     console.print("\n".join(lines), soft_wrap=True)
 
 
-def _parser(command: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"kdnlp {command}", description=DESCRIPTION, allow_abbrev=False
-    )
+def _parser(command: str) -> PlainParser:
+    parser = PlainParser(command, DESCRIPTION)
     parser.add_argument("folder", metavar="DIR", help="output_dir of a run, or a model's folder")
     parser.add_argument("--repo_id", required=True, help="OWNER/NAME, or a NAME of your own")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
     parser.add_argument(
         "--license", help="the model's licence, such as apache-2.0, where the card has none yet"
     )
-    parser.add_argument("--revision", help="branch, made unless it is there; default main")
+    parser.add_argument("--revision", help="branch, made unless it is there; without it main")
     parser.add_argument("--commit_message", default="Upload model", help="first line of the commit")
     parser.add_argument(
         "--dry_run", action="store_true", help="check everything and list it, but send nothing"
@@ -73,9 +71,14 @@ def read_card(folder: Path, license: str | None = None) -> ModelCard:
         license: takes the place of the one in the card.
 
     Raises:
+        FileNotFoundError: if there is no such folder.
         ValueError: if there is no card, it leaves something open, or nobody names a licence.
     """
     path = folder / CARD
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"No folder {folder} here. Name the output_dir of a run that has ended."
+        )
     if not path.is_file():
         raise ValueError(
             f"Expected a model card, {CARD}, in {folder}, found none. A model without one tells "

@@ -1,10 +1,11 @@
 """`kdnlp report`: print the report of a run, or compare several."""
 
-import argparse
+import os
 from collections.abc import Sequence
 
 from rich.console import Console
 
+from kdnlp.cli.parsing import PlainParser
 from kdnlp.evaluation.against import judge
 from kdnlp.evaluation.comparison import compare
 from kdnlp.evaluation.comparison_files import comparison_tables, save_comparison
@@ -14,9 +15,9 @@ from kdnlp.evaluation.tables import report_table
 
 def main(command: str, argv: Sequence[str]) -> None:
     """Run the command with its arguments."""
-    parser = argparse.ArgumentParser(
-        prog=f"kdnlp {command}",
-        description="Print the report that a run left in its output_dir. Of several runs, print "
+    parser = PlainParser(
+        command,
+        "Print the report that a run left in its output_dir. Of several runs, print "
         "one table: a row per task and model, with mean and standard deviation over the runs; and "
         "whether the models differ by more than chance, over seeds and over rows.",
     )
@@ -31,7 +32,8 @@ def main(command: str, argv: Sequence[str]) -> None:
         help="test all others against this model, named as in the table; default the baseline of "
         "the same run, and of runs without one the first model that was made",
     )
-    options = parser.parse_args(argv)
+    options = parser.parse(argv)
+    check_once(options.folders)
     reports = [CompressionReport.load(folder) for folder in options.folders]
     if len(reports) == 1 and options.output_dir is None and options.against is None:
         Console().print(report_table(reports[0]))
@@ -42,3 +44,14 @@ def main(command: str, argv: Sequence[str]) -> None:
         Console().print(table)
     if options.output_dir is not None:
         save_comparison(rows, options.output_dir, tests)
+
+
+def check_once(folders: Sequence[str]) -> None:
+    """Raise `ValueError` for a folder that is named twice, under whatever names."""
+    real = [os.path.realpath(folder) for folder in folders]
+    twice = [folder for n, folder in enumerate(folders) if real[n] in real[:n]]
+    if twice:
+        raise ValueError(
+            f"Expected every run once, got {', '.join(dict.fromkeys(twice))} again. It would count "
+            "as a further seed, and the runs would seem more alike than they are. Name it once."
+        )

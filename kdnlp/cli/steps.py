@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from kdnlp.arguments import CompressionTrainingArguments
 from kdnlp.cli.options import DataOptions
+from kdnlp.cli.remains import remains_told
 from kdnlp.data.glue import GLUE_TASKS, load_glue_raw
 from kdnlp.data.preparation import build_collator, prepare
 from kdnlp.data.synthetic import SYNTHETIC_TASKS, generate
@@ -22,6 +23,7 @@ from kdnlp.evaluation.metrics import build_compute_metrics
 from kdnlp.evaluation.report import CompressionReport
 from kdnlp.evaluation.tables import report_table
 from kdnlp.trainers.output_dir import (
+    check_other_files,
     check_output_dir,
     decided_by_main_process,
     output_dir_held,
@@ -39,8 +41,8 @@ def start(args: CompressionTrainingArguments) -> str | None:
         The checkpoint to resume from, or `None` to start from the beginning.
 
     Raises:
-        ValueError: if the folder holds another run or another process uses it, or the checkpoint
-            is damaged.
+        ValueError: if the folder holds another run or files that this one would replace, another
+            process uses it, or the checkpoint is damaged.
         OSError: if nothing can be written to the folder.
     """
     set_up_logging(args)
@@ -48,6 +50,7 @@ def start(args: CompressionTrainingArguments) -> str | None:
     checkpoint = args.checkpoint_to_resume()
     if checkpoint is None and not args.overwrite_output_dir:
         check_output_dir(str(args.output_dir))
+        decided_by_main_process(lambda: check_other_files(str(args.output_dir)))
     return checkpoint
 
 
@@ -79,6 +82,7 @@ def license_of(
 def take_output_dir(args: CompressionTrainingArguments) -> None:
     """Hold the run's folder until the command ends, or refuse it before anything is loaded."""
     decided_by_main_process(lambda: _held.enter_context(output_dir_held(str(args.output_dir))))
+    _held.enter_context(remains_told(args))
 
 
 def releases_output_dir(

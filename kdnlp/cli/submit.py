@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import TrainingArguments
 
+from kdnlp.cli.parsing import PlainParser
 from kdnlp.data.glue import GLUE_TASKS
 from kdnlp.data.glue_unlabelled import load_glue_test
 from kdnlp.evaluation.report import REPORT_JSON, CompressionReport
@@ -27,7 +28,7 @@ from kdnlp.hub.submission import (
     fill,
     write_submission,
 )
-from kdnlp.models.pretrained import load_finetuned
+from kdnlp.models.pretrained import check_finetuned, load_finetuned
 from kdnlp.trainers.output_dir import decided_by_main_process
 
 logger = logging.getLogger(__name__)
@@ -41,8 +42,10 @@ DESCRIPTION = (
 
 def main(command: str, argv: Sequence[str]) -> None:
     """Run the command with its arguments."""
-    options = _parser(command).parse_args(argv)
+    options = _parser(command).parse(argv)
     models = parse_models(options.models)
+    for task, place in models.items():
+        check_finetuned(place, GLUE_TASKS[task], trust_remote_code=options.trust_remote_code)
     check_all_tasks(models, options.fill)
     answers = answer_all(models, options)
     path = decided_by_main_process(lambda: _written(options.output, answers))
@@ -50,10 +53,8 @@ def main(command: str, argv: Sequence[str]) -> None:
     Console().print(f"{path} is whole, and ready for the server.", soft_wrap=True)
 
 
-def _parser(command: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"kdnlp {command}", description=DESCRIPTION, allow_abbrev=False
-    )
+def _parser(command: str) -> PlainParser:
+    parser = PlainParser(command, DESCRIPTION)
     parser.add_argument("--output", required=True, metavar="ZIP", help="submission.zip")
     parser.add_argument(
         "--models",
@@ -74,7 +75,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
         help="most tokens an example may have, of every model; default what its report says that "
         "it was trained with, or without one the task's",
     )
-    parser.add_argument("--batch_size", type=int, default=64, help="default 64")
+    parser.add_argument("--batch_size", type=int, default=64, help="examples a batch")
     parser.add_argument("--use_cpu", action="store_true", help="leave a GPU alone")
     parser.add_argument("--bf16", action="store_true", help="evaluate in bfloat16")
     parser.add_argument(

@@ -9,7 +9,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from kdnlp.data.collation import resolve_max_length
-from kdnlp.loading import load_model, load_tokenizer
+from kdnlp.loading import load_config, load_model, load_tokenizer
 
 _WORD_STARTS = ("Ġ", "▁")
 """What begins a token that begins a word, in byte-level and SentencePiece vocabularies."""
@@ -165,6 +165,7 @@ def load_masked_lm(
             )
         return model, tokenizer
     name = os.fspath(model)
+    load_config(name)  # which says it if there is no such model
     loaded, loading = load_model(AutoModelForMaskedLM, name)
     if loading["missing_keys"]:
         raise ValueError(

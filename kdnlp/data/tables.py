@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict, load_dataset
+from datasets.exceptions import DatasetGenerationError
 
 from kdnlp.data.checks import list_item
 from kdnlp.data.label_names import are_entity_tags, check_label_names, infer_label_names
@@ -24,6 +25,9 @@ _FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     ".jsonl": ("json", {}),
     ".parquet": ("parquet", {}),
 }
+
+_NO_ROWS = "corresponds to no data"
+"""What datasets says of a table without rows."""
 
 
 def read_tables(
@@ -50,7 +54,8 @@ def read_tables(
 
     Raises:
         FileNotFoundError: if a file is missing.
-        ValueError: if a format is unknown, or the split would leave a side empty.
+        ValueError: if a format is unknown, a file holds no rows or is not what its ending says, or
+            the split would leave a side empty.
     """
     train = _read_table(Path(train_file))
     if validation_file is not None:
@@ -173,9 +178,33 @@ def _read_table(path: Path) -> Dataset:
             f"Expected a file ending in {', '.join(_FORMATS)}, got {path.name!r}. The ending says "
             "how it is read. Convert or rename it."
         )
+    if not path.stat().st_size:
+        raise _without_rows(path)
     loader, options = _FORMATS[path.suffix.lower()]
-    # One call per file: several files in one call must agree on every column, used or not.
-    return load_dataset(loader, data_files={"train": str(path)}, split="train", **options)
+    try:
+        # One call per file: several files in one call must agree on every column, used or not.
+        return load_dataset(loader, data_files={"train": str(path)}, split="train", **options)
+    except StopIteration as error:  # blank lines alone
+        raise _without_rows(path) from error
+    except (ValueError, DatasetGenerationError) as error:
+        if _NO_ROWS in str(error):
+            raise _without_rows(path) from error
+        raise _unreadable(path, error.__cause__ or error) from error
+
+
+def _without_rows(path: Path) -> ValueError:
+    return ValueError(
+        f"Expected rows in {path}, got none. There is nothing to learn from or to measure "
+        "on. Name the file that holds the rows."
+    )
+
+
+def _unreadable(path: Path, cause: BaseException) -> ValueError:
+    return ValueError(
+        f"Expected {path} to be what its ending says, got something else "
+        f"({str(cause).strip()}). Rows would be lost or read wrongly. Mend the file, or give it "
+        "the ending of what it is."
+    )
 
 
 def _train_rows(dataset: DatasetDict, columns: list[str]) -> Dataset:

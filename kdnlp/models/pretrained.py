@@ -47,11 +47,10 @@ def load_finetuned(
     Raises:
         ValueError: if it has no trained head for this kind of task, other labels than the task, or
             needs code of its own that is not trusted.
-        OSError: if its weights are not in safetensors.
+        OSError: if it is not there, or its weights are not in safetensors.
     """
-    name = _check_folder(os.fspath(name_or_path))
-    config = load_config(name, **kwargs)
-    _check_labels(config, task, name)
+    name = os.fspath(name_or_path)
+    config = check_finetuned(name, task, **kwargs)
     model, loading = load_model(_auto_class(task), name, **{"dtype": torch.float32, **kwargs})
     untrained = sorted({*loading["missing_keys"], *(k[0] for k in loading["mismatched_keys"])})
     if untrained:
@@ -70,6 +69,23 @@ def load_finetuned(
     return model.eval(), _matching_tokenizer(name, model, kwargs)
 
 
+def check_finetuned(name: str, task: Task, **kwargs: Any) -> PretrainedConfig:
+    """The configuration of a model, which says that it is one for the task; weights are not read.
+
+    Args:
+        name: a Hub id or a folder.
+        task: as in `load_finetuned`.
+        **kwargs: as in `load_finetuned`.
+
+    Raises:
+        ValueError: if it has other labels, or needs code of its own that is not trusted.
+        FileNotFoundError: if there is no such model.
+    """
+    config = load_config(name, **kwargs)
+    _check_labels(config, task, name)
+    return config
+
+
 def load_for_finetuning(
     name_or_path: str | os.PathLike[str], task: Task, **kwargs: Any
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -82,8 +98,13 @@ def load_for_finetuning(
 
     Returns:
         The model and its tokenizer.
+
+    Raises:
+        ValueError: if it needs code of its own that is not trusted.
+        OSError: if it is not there, or its weights are not in safetensors.
     """
-    name = _check_folder(os.fspath(name_or_path))
+    name = os.fspath(name_or_path)
+    load_config(name, **kwargs)  # which says it if there is no such model
     # A head for another number of labels is replaced; transformers reports what starts fresh.
     model, _ = load_model(
         _auto_class(task),
@@ -111,7 +132,6 @@ def load_as_saved(name: str, **kwargs: Any) -> PreTrainedModel:
             not trusted.
         OSError: if it is not there, or its weights are not in safetensors.
     """
-    name = _check_folder(name)
     classes = load_config(name, **kwargs).architectures or ["AutoModel"]
     own_class = getattr(transformers, classes[0], transformers.AutoModel)
     model, found = load_model(own_class, name, **{"dtype": torch.float32, **kwargs})
@@ -202,16 +222,6 @@ def _matching_tokenizer(
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     return tokenizer
-
-
-def _check_folder(name: str) -> str:
-    """Tell a mistyped folder from a Hub id, which has one slash at most."""
-    looks_like_a_folder = name.startswith((".", "~", os.sep)) or name.count("/") > 1
-    if looks_like_a_folder and not os.path.isdir(name):
-        raise FileNotFoundError(
-            f"No folder {name}, and it is not a Hub id (owner/name). Check the path."
-        )
-    return name
 
 
 def _check_labels(config: PretrainedConfig, task: Task, name: str) -> None:

@@ -22,7 +22,12 @@ from kdnlp.models.layers import find_layers
 from kdnlp.models.precision import restore_forward, wrapped_forward
 from kdnlp.trainers.cached import check_rows, use_cache
 from kdnlp.trainers.intermediate import IntermediateOutputs, layers_read
-from kdnlp.trainers.placement import check_precision, check_processes, place_partner
+from kdnlp.trainers.placement import (
+    check_precision,
+    check_processes,
+    place_partner,
+    warn_of_slow_bfloat16,
+)
 from kdnlp.trainers.publishing import PublishingTrainer
 from kdnlp.trainers.sharding import check_strategy, sharded
 from kdnlp.trainers.step import TASK
@@ -255,6 +260,8 @@ class CompressionTrainer(PublishingTrainer):
             OSError: if nothing can be written to `output_dir`, or the disk is full.
         """
         self._check_arguments(self.args)
+        if self.args.should_log:
+            warn_of_slow_bfloat16(self.accelerator.mixed_precision, self.args.device)
         if self.model_init is None:
             self.position_limits = check_training_data(self, self.student)  # type: ignore[unreachable]
         self._recorded = {}

@@ -1,5 +1,6 @@
 """The folder of a run: who may write there, whose results are in it, what overwriting means."""
 
+import logging
 import os
 import shutil
 import socket
@@ -15,11 +16,20 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from kdnlp.checkpoints import find_damage, list_checkpoints
 from kdnlp.files import PARTIAL
+from kdnlp.uploads.publishable import PUBLISHABLE
 
 RESULTS = ("model.safetensors", "model.safetensors.index.json", "report.json")
 
 LOCK = "_run.lock"
 """Held by the main process of a run; the operating system releases it when that dies."""
+
+_WRITTEN = ("model", "tokenizer", "card", "report")
+"""Of what may be published, what a run leaves in its folder."""
+
+_OWN_NAMES = ("_", ".", "runs")
+"""How the names begin of what kdnlp works with and what tools keep, and TensorBoard's folder."""
+
+logger = logging.getLogger(__name__)
 
 Answer = TypeVar("Answer")
 
@@ -111,6 +121,31 @@ def check_output_dir(output_dir: str) -> None:
             f"output_dir {output_dir} already holds another run ({', '.join(traces)}). Its results "
             f"would be mixed with this one's. Choose another output_dir, {resume}or pass "
             "overwrite_output_dir=True."
+        )
+
+
+def check_other_files(output_dir: str) -> None:
+    """Say that what lies in a folder without a run stays there.
+
+    Raises:
+        ValueError: if the run would replace some of it, such as a README.md with the model's card.
+    """
+    folder = Path(output_dir)
+    patterns = (p for part in _WRITTEN for p in PUBLISHABLE[part])
+    replaced = sorted(str(path.relative_to(folder)) for p in patterns for path in folder.glob(p))
+    if replaced:
+        raise ValueError(
+            f"output_dir {output_dir} holds no run, but {', '.join(replaced[:3])}, which a run "
+            "writes too. What is there would be lost. Choose another output_dir, or pass "
+            "overwrite_output_dir=True."
+        )
+    others = sorted(path.name for path in folder.iterdir() if not path.name.startswith(_OWN_NAMES))
+    if others:
+        logger.warning(
+            "output_dir %s holds other files already (%s). They stay as they are, among those of "
+            "the run.",
+            output_dir,
+            ", ".join(others[:3]) + (", ..." if len(others) > 3 else ""),
         )
 
 

@@ -1,13 +1,18 @@
 """Where the models of a run lie: a device a process, the frozen partner beside the student."""
 
 import copy
+import logging
 import os
+import platform
+from functools import cache
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
 
 from kdnlp.trainers.sharding import shard_blocks
+
+logger = logging.getLogger(__name__)
 
 
 def place_partner(
@@ -56,6 +61,43 @@ def check_precision(precision: str, device: torch.device) -> None:
             "fp16 was asked for on cpu, where Accelerate trains in float32 and does not say so. "
             "Use bf16=True, which works there, or leave fp16 out."
         )
+
+
+_NATIVE = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
+"""What torch calls the instructions of x86 and ARM that multiply in bfloat16."""
+
+_ASKED_OF_OLDER = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+"""Who tells it of x86 in a torch that does not list them."""
+
+
+def warn_of_slow_bfloat16(precision: str, device: torch.device) -> None:
+    """Warn, once a process, of a bf16 that is many times slower than float32."""
+    if precision == "bf16" and device.type == "cpu" and has_native_bfloat16() is False:
+        _warn_once(
+            "bf16=True on a processor that has no instructions for bfloat16 (avx512_bf16 or "
+            "amx_bf16; on ARM bf16): it is computed by others, many times slower than float32. "
+            "Leave --bf16 out, or where a configuration file sets it, add --bf16 false."
+        )
+
+
+def has_native_bfloat16() -> bool | None:
+    """Whether this processor multiplies in bfloat16; `None` where torch does not tell."""
+    machine = platform.machine().lower()
+    x86, arm = machine in ("x86_64", "amd64"), machine in ("aarch64", "arm64")
+    if not (x86 or arm):
+        return None
+    if hasattr(torch.cpu, "get_capabilities"):  # a newer torch
+        found = torch.cpu.get_capabilities()
+        return any(found.get(name, False) for name in _NATIVE)
+    if arm:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    asks = [getattr(torch.cpu, name, None) for name in _ASKED_OF_OLDER]
+    return None if None in asks else any(ask() for ask in asks)  # type: ignore[misc]
+
+
+@cache
+def _warn_once(message: str) -> None:
+    logger.warning(message)
 
 
 def _check_own_weights(model: nn.Module, partner: nn.Module) -> None:

@@ -13,7 +13,8 @@ from huggingface_hub import (
     HfApi,
     get_token,
 )
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.utils import validate_repo_id
 
 import kdnlp
 from kdnlp.uploads.publishable import comes_with_weights
@@ -50,6 +51,21 @@ def hub(token: str | None = None) -> HfApi:
     return HfApi(token=token, library_name="kdnlp", library_version=kdnlp.__version__)
 
 
+def check_repo_id(repo_id: str) -> None:
+    """Raise `ValueError` unless it reads like the name of a repository.
+
+    >>> check_repo_id("me/small")
+    """
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(
+            f"Expected OWNER/NAME, or a NAME of your own, got {repo_id!r}. The Hub takes letters, "
+            "digits, '-', '_' and '.', which none begins or ends with, 96 of them at most, and "
+            "one slash. Choose such a name with --repo_id, or in training with --hub_model_id."
+        ) from error
+
+
 def claim_repo(repo_id: str, token: str | None = None, private: bool | None = None) -> str:
     """Make the repository unless it is there, and be sure that it is one of the token's owner.
 
@@ -62,10 +78,12 @@ def claim_repo(repo_id: str, token: str | None = None, private: bool | None = No
         The repository's whole name.
 
     Raises:
+        ValueError: if it is no name of a repository.
         PermissionError: if there is no token, the Hub refuses it, the name is another's, or
             `private` is asked for and the repository is there already, for everyone to see.
         OSError: if the Hub cannot be reached.
     """
+    check_repo_id(repo_id)
     api = hub(token)
     me = retried(api.whoami, "who the token belongs to")
     owner, slash, _ = repo_id.rpartition("/")

@@ -622,7 +622,7 @@ def test_runs_with_other_seeds_are_measured_on_the_same_rows_of_an_own_table(tab
 
 
 def test_a_baseline_of_an_overwritten_run_is_not_taken_for_this_one_s(
-    finetuned, tmp_path, monkeypatch
+    finetuned, tmp_path, monkeypatch, capsys
 ):
     earlier = tmp_path / "_baseline" / "checkpoint-99"
     earlier.mkdir(parents=True)
@@ -631,9 +631,11 @@ def test_a_baseline_of_an_overwritten_run_is_not_taken_for_this_one_s(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(compress, "finetune_baseline", stop)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit, match=r"^130$"):
         run(
             "theseus", "--predecessor", finetuned, "--output_dir", tmp_path, *TASK, *FAST,
             "--overwrite_output_dir",
         )  # fmt: skip
     assert not earlier.exists()
+    # To go on from the model's last checkpoint is to go on with the baseline.
+    assert f"the last checkpoint, {tmp_path / 'checkpoint-3'}, is kept" in capsys.readouterr().err

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from settings import tiny_model
-from transformers import BertModel
+from transformers import BertModel, T5Config, T5EncoderModel
 
 from kdnlp.cli import main
 from kdnlp.cli import profile as command
-from kdnlp.cli.profile import model_names, numbers, own_graph
+from kdnlp.cli.profile import find_lengths, model_names, numbers, own_graph
 from kdnlp.models.student import build_student
 from kdnlp.profiling.profile import Profile
 from kdnlp.weights import SOURCE_DIGEST, folder_digest
@@ -134,7 +134,7 @@ def test_all_comparisons_share_the_seconds_and_runtimes_get_the_models_own_graph
         (("--batch_sizes", "1,x"), "expected numbers from 1, like 1,8,32, got '1,x'"),
         (("--lengths", ""), "expected numbers from 1"),
         (("--lengths", "8,0"), "expected numbers from 1"),
-        (("--lengths", "9999"), "sequence_length must be at most 512"),
+        (("--lengths", "8,9999"), "--lengths must be at most 512, the positions that student has"),
         (("--threads", "0"), "--threads must be at least 1, got 0"),
         (("--runtimes", "eager,tensorrt"), "got tensorrt"),
         (("--num_repeats", "2"), "num_repeats of at least 3"),
@@ -151,6 +151,32 @@ def test_a_flag_that_makes_no_sense_ends_with_a_message_and_no_files(
         run(folders / "student", *QUICK, *flags, "--output_dir", tmp_path / "out")
     assert message in capsys.readouterr().err + str(exit_.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("positions", "lengths"), [((512, 512), (32, 128)), ((512, 64), (32, 64)), ((16,), (16,))]
+)
+def test_lengths_that_nobody_chose_are_what_all_models_can_read(positions, lengths, caplog):
+    models = {str(n): tiny_model("bert", 1, max_position_embeddings=n) for n in positions}
+    tiny = {"vocab_size": 8, "d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
+    models["endless"] = T5EncoderModel(T5Config(**tiny))
+    assert find_lengths(None, models) == lengths
+    assert len(caplog.records) == (lengths != (32, 128))
+    if caplog.records:
+        assert f"instead of 32,128: {positions[-1]} has" in caplog.text
+    with pytest.raises(ValueError, match=f"--lengths must be at most {min(positions)}"):
+        find_lengths([8, 600], models)
+
+
+def test_a_short_model_is_profiled_without_flags(tmp_path, monkeypatch):
+    tiny_model("bert", 1, max_position_embeddings=64).save_pretrained(tmp_path)
+    asked = []
+    monkeypatch.setattr(command, "profile_models", lambda *a, **o: asked.append(a[2]))
+    monkeypatch.setattr(command, "profile_sections", lambda profile: [])
+    monkeypatch.setattr(command, "disagreement_lines", lambda profile: [])
+    monkeypatch.setattr(command, "profile_setting_line", lambda profile: "")
+    run(tmp_path)
+    assert asked == [(32, 64)]
 
 
 def test_a_model_that_is_not_there_or_named_twice_is_said(folders):

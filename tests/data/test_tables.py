@@ -98,6 +98,44 @@ def test_a_split_with_an_empty_side_is_refused(tmp_path, fraction):
         read_tables(write(tmp_path / "a.csv", ROWS), validation_fraction=fraction)
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        *(("a.csv", "text,label\n"), ("a.csv", "text,label\n\n"), ("a.csv", "")),
+        *(("a.tsv", "text\tlabel\n"), ("a.json", "[]"), ("a.jsonl", ""), ("a.jsonl", "\n")),
+    ],
+)
+def test_a_table_without_rows_is_named(name, text, tmp_path):
+    train, empty = write(tmp_path / "train.csv", ROWS), tmp_path / name
+    empty.write_text(text)
+    for files in ([empty], [train, empty]):
+        with pytest.raises(ValueError, match=rf"Expected rows in .*{name}, got none"):
+            read_tables(*files)
+
+
+def test_a_parquet_table_without_rows_is_named(tmp_path):
+    Dataset.from_dict({"text": [], "label": []}).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"Expected rows in .*a\.parquet, got none"):
+        read_tables(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        ("a.csv", b"text,label\nthe cat,1\nthe dog, loud,0\n", "saw 3"),
+        ("a.csv", b"text,label\n\xff\xfe,1\n", "decode byte"),
+        ("a.json", b'{"text": "the cat"', "JSON"),
+        ("a.parquet", b"text,label\nthe cat,1\n", "[Pp]arquet"),
+    ],
+)
+def test_a_table_that_is_not_what_its_ending_says_is_named_with_the_reason(
+    name, content, why, tmp_path
+):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"Expected .*{name} to be what its ending says, .*{why}"):
+        read_tables(tmp_path / name)
+
+
 def test_a_missing_file_and_an_unknown_format_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no\.csv"):
         read_tables(tmp_path / "no.csv")

@@ -21,6 +21,7 @@ from kdnlp.evaluation.pareto import PARETO_PLOT
 from kdnlp.evaluation.plots import PLOTS
 from kdnlp.uploads.card_check import own_id_line
 from kdnlp.uploads.publishable import PLOT_NAMES, PUBLISHABLE, publishable_files
+from kdnlp.uploads.send import claim_repo
 from kdnlp.weights import SOURCE_DIGEST, folder_digest
 
 CARD = """---
@@ -189,7 +190,8 @@ def test_a_folder_that_is_not_the_plain_model_it_says_is_not_sent(hub, folder):
 
 
 def test_a_folder_without_a_model_a_card_or_a_licence_is_refused(hub, folder, tmp_path):
-    assert "Expected a model card" in refused(tmp_path / "nothing")
+    assert f"No folder {tmp_path / 'nothing'} here" in refused(tmp_path / "nothing")
+    assert "Expected a model card" in refused(tmp_path)
     (folder / "README.md").write_text(CARD.replace("license: apache-2.0\n", ""))
     assert "pass --license" in refused(folder)
     assert "Expected a licence's id" in refused(folder, "--license", "My own!")
@@ -200,6 +202,15 @@ def test_a_folder_without_a_model_a_card_or_a_licence_is_refused(hub, folder, tm
     (folder / "README.md").write_text(CARD)
     (folder / "model.safetensors").rename(folder / "model.pt")
     assert "a folder without weights" in refused(folder)
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("name", ["me/de mo/x", "me/de mo", "me/demo/x", "me/-demo", "me/", ""])
+def test_a_name_that_is_none_is_refused_before_anything_is_read_or_asked(name, hub, tmp_path):
+    said = refused(tmp_path / "nothing", "--dry_run", repo=name)
+    assert f"Expected OWNER/NAME, or a NAME of your own, got {name!r}" in said
+    with pytest.raises(ValueError, match="Expected OWNER/NAME"):
+        claim_repo(name, token="hf_any")
     assert hub.requests == []
 
 

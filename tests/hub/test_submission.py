@@ -93,6 +93,14 @@ def tiny(folder, name, order=None):
     return model
 
 
+def untrained(folder, name):
+    """The configuration of a model for a task, without weights."""
+    config = build_config(2)
+    config.update(head_config(GLUE_TASKS[name]))
+    config.save_pretrained(folder / f"untrained-{name}")
+    return folder / f"untrained-{name}"
+
+
 def run(glue, output, *models, flags=("--fill",)):
     named = [f"{name}={folder}" for name, folder in models]
     where = ["--output", str(output), "--data_dir", str(glue), "--use_cpu"]
@@ -243,7 +251,7 @@ def test_a_report_on_the_hub_counts_and_one_that_cannot_be_asked_for_is_said(
 
 
 def test_a_task_without_a_model_is_refused_unless_it_is_to_be_filled(tmp_path, glue):
-    said = refused(glue, tmp_path / "x.zip", ("mrpc", "nowhere"), flags=())
+    said = refused(glue, tmp_path / "x.zip", ("mrpc", untrained(tmp_path, "mrpc")), flags=())
     assert "got none for cola, sst2, stsb, qqp, mnli, qnli, rte, wnli" in said
     assert not (tmp_path / "x.zip").exists()
 
@@ -257,15 +265,22 @@ def test_a_pair_that_means_nothing_is_refused(models):
 def test_rows_are_counted_before_a_model_is_loaded(tmp_path, glue):
     path = glue / OFFICIAL["sst2"][0]
     path.write_text(path.read_text() + f"{FEW}\tone more\n")
-    said = refused(glue, tmp_path / "x.zip", ("sst2", "./nowhere"))
+    said = refused(glue, tmp_path / "x.zip", ("sst2", untrained(tmp_path, "sst2")))
     assert f"SST-2.tsv: expected the {FEW} rows of GLUE's sst2 test, got {FEW + 1}" in said
 
 
 def test_the_real_counts_hold_where_no_test_lowers_them(tmp_path):
     plant(tmp_path, "rte", FEW)
     assert "RTE.tsv: expected the 3000 rows" in refused(
-        tmp_path, tmp_path / "x.zip", ("rte", "./no")
+        tmp_path, tmp_path / "x.zip", ("rte", untrained(tmp_path, "rte"))
     )
+
+
+def test_models_that_are_not_there_or_of_another_task_are_said_before_tasks_and_rows(tmp_path):
+    where = (tmp_path / "no-glue", tmp_path / "x.zip")
+    assert "No folder nowhere here" in refused(*where, ("mrpc", "nowhere"), flags=())
+    of_rte = untrained(tmp_path, "rte")
+    assert "not fine-tuned on sst2" in refused(*where, ("sst2", of_rte), flags=())
 
 
 def test_a_model_of_another_task_or_that_diverged_is_refused(tmp_path, glue):
