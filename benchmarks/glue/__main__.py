@@ -19,7 +19,8 @@ from benchmarks.glue.results import RESULTS, Results
 from benchmarks.glue.sections import rebuild
 from benchmarks.glue.train import Place
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
+GRID = HERE / "grid.yaml"
 SETTING = "cpu-float32"
 """The device and precision whose results the READMEs show."""
 
@@ -31,6 +32,12 @@ def main(argv: list[str] | None = None) -> int:
     logging.getLogger("benchmarks").setLevel(logging.INFO)
     place = Place(options.data_dir, options.model, options.work, options.device, options.bf16)
     grid, results = Grid.read(options.grid), Results(options.results / place.setting)
+    shown = (options.grid, results.folder) == (GRID, RESULTS / SETTING)
+    if options.tables and not shown:
+        raise SystemExit(
+            f"--tables writes what {RESULTS / SETTING} and {GRID} say into the READMEs, got "
+            f"{results.folder} and {options.grid}. Leave --results, --grid, --device, --bf16 out."
+        )
     if options.quick:
         return run_quick(grid, results, place, options.jobs)
     failed = {}
@@ -38,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
         measure_latency(grid, results, place)
     elif not options.tables:
         failed = run_grid(grid, results, place, options.jobs)
-    if results.folder == RESULTS / SETTING:
+    if shown:
         rebuild(grid, results)
     return 1 if failed else 0
 
@@ -50,11 +57,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--grid", type=Path, default=HERE / "grid.yaml", help="the YAML file")
+    parser.add_argument("--grid", type=_path, default=GRID, help="the YAML file")
     parser.add_argument("--data_dir", help="folder of GLUE; without it, the Hub's")
     parser.add_argument("--model", help="folder or Hub id of the encoder; default the grid's")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")
-    parser.add_argument("--work", type=Path, default=Path("out/glue"), help="teachers and caches")
+    parser.add_argument("--results", type=_path, default=RESULTS, help="folder of the JSON files")
+    parser.add_argument("--work", type=_path, default="out/glue", help="teachers and caches")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--bf16", action="store_true", help="train under autocast")
     parser.add_argument("--jobs", type=int, default=1, help="cells that run at a time")
@@ -63,6 +70,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     what.add_argument("--latency", action="store_true", help="measure speed-ups, train nothing")
     what.add_argument("--tables", action="store_true", help="rebuild the tables, run nothing")
     return parser.parse_args(argv)
+
+
+def _path(text: str) -> Path:
+    return Path(text).resolve()
 
 
 if __name__ == "__main__":

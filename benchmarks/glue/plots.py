@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.glue.grid import Grid
+from benchmarks.glue.grid import NAMES, Grid
 from benchmarks.glue.rows import Row
-from benchmarks.glue.tables import NAMES, Summary
+from benchmarks.glue.tables import Summary
 from kdnlp.evaluation.palette import COLOURS, MARKERS
 from kdnlp.evaluation.plots import WIDTH, draw_scores, save_figure
 
@@ -16,23 +16,24 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BATCH_SIZE = 32
+RATE_BLOCKS = 3
+HALF = "theseus-constant"
+"""The method that is the point 0.5 of the rates."""
 
 
 def save_all(rows: Sequence[Row], grid: Grid, latency: dict[str, Any] | None, folder: Path) -> None:
     """Write every plot for which there are results, as PNG and SVG."""
     folder.mkdir(parents=True, exist_ok=True)
-    kept = _kept(rows, grid)
-    if latency is not None and kept:
+    if latency is not None and (kept := _kept(rows, grid, latency)):
         save_figure(lambda: _draw_kept(kept, latency), folder, "kept")
-    rates = _rates(rows, grid)
-    if rates:
+    if rates := _rates(rows, grid):
         save_figure(lambda: _draw_rates(rates), folder, "rates")
 
 
-def _kept(rows: Sequence[Row], grid: Grid) -> dict[tuple[str, int], float]:
-    """By method and blocks the mean share that was kept, of those that have every task."""
+def _kept(rows: Sequence[Row], grid: Grid, latency: dict[str, Any]) -> dict[tuple[str, int], float]:
+    """By method and blocks the mean share that was kept, of those with every task and a latency."""
     kept = {}
-    for blocks in sorted({row.blocks for row in rows if row.blocks}, reverse=True):
+    for blocks in sorted({row.blocks for row in rows if str(row.blocks) in latency["depths"]}):
         summary = Summary(rows, grid, blocks)
         for method in summary.methods:
             share = summary.kept(method)
@@ -53,14 +54,13 @@ def _draw_kept(kept: dict[tuple[str, int], float], latency: dict[str, Any]) -> "
 
 
 def _rates(rows: Sequence[Row], grid: Grid) -> dict[str, dict[float, Row]]:
-    """By task the rows that differ in a constant replacing rate alone."""
+    """By task, at `RATE_BLOCKS`, the rows that differ in a constant replacing rate alone."""
     rates: dict[str, dict[float, Row]] = {}
     for row in rows:
         spec = grid.methods.get(row.method, {})
-        arguments = spec.get("arguments", {})
-        constant = arguments.get("replacing_schedule") == "constant"
-        if constant and spec.get("ablation") != "module":
-            rates.setdefault(row.task, {})[arguments["initial_replacing_rate"]] = row
+        alike = row.method == HALF or spec.get("ablation") == "rate"
+        if alike and row.blocks == RATE_BLOCKS:
+            rates.setdefault(row.task, {})[spec["arguments"]["initial_replacing_rate"]] = row
     return {task: by_rate for task, by_rate in rates.items() if len(by_rate) > 1}
 
 

@@ -9,7 +9,7 @@ from benchmarks.glue.grid import Cell, Grid
 from benchmarks.glue.train import HOLDOUT
 from kdnlp.files import replace_text
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).resolve().parent / "results"
 
 
 class Results:
@@ -32,9 +32,10 @@ class Results:
         if not path.is_file():
             return None
         result = self.read(path)
-        wanted, found = cell.described()["settings"], result["settings"]
-        if wanted != found:
-            names = [n for n in {**wanted, **found} if wanted.get(n) != found.get(n)]
+        told = {name: result.get(name) for name in cell.described()}
+        own, found = _flat(cell.described()), _flat(told)
+        if own != found:
+            names = sorted(n for n in {**own, **found} if own.get(n) != found.get(n))
             raise ValueError(
                 f"{path} was made with other settings than the grid's now: {', '.join(names)}. It "
                 "would be counted as something that it is not. Give the method another name in the "
@@ -65,6 +66,10 @@ class Results:
         return cells[scores.index(max(scores))]
 
 
+def _flat(described: dict[str, Any]) -> dict[str, Any]:
+    return {**described, **(described["settings"] or {})} | {"settings": None}
+
+
 def wanted(grid: Grid, results: Results) -> list[Cell]:
     """The cells that are known to be needed, in the plan's order, with those that are done.
 
@@ -76,12 +81,20 @@ def wanted(grid: Grid, results: Results) -> list[Cell]:
         cells += grid.teachers(task)
         if results.chosen(grid.teachers(task)) is None:
             continue
-        tried = grid.students(task, method, blocks, seeds[0])
-        cells += tried
-        best = results.chosen(tried)
-        if best is None:
-            continue
-        for seed in seeds[1:]:
-            same = [c.learning_rate == best.learning_rate for c in tried].index(True)
-            cells.append(grid.students(task, method, blocks, seed)[same])
+        cells += grid.students(task, method, blocks, seeds[0])
+        cells += counting(grid, results, task, method, blocks, seeds)
     return list(dict.fromkeys(cells))
+
+
+def counting(
+    grid: Grid, results: Results, task: str, method: str, blocks: int, seeds: Sequence[int]
+) -> list[Cell]:
+    """The cells of a row that count, those of the rate that the hold-out chose with the first seed.
+
+    None while a rate has not been tried.
+    """
+    tried = grid.students(task, method, blocks, seeds[0])
+    best = results.chosen(tried)
+    if best is None:
+        return []
+    return [grid.students(task, method, blocks, seed)[tried.index(best)] for seed in seeds]

@@ -1,17 +1,15 @@
 """From results to rows: which cells count, their mean and spread, and tests of differences."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from benchmarks.glue.grid import TEACHER, Cell, Grid
-from benchmarks.glue.results import Results
+from benchmarks.glue.results import Results, counting
 from kdnlp.evaluation.significance import paired_seeds
-
-BASELINE = "baseline"
 
 
 @dataclass(frozen=True)
@@ -55,10 +53,16 @@ class Row:
         """Percent of the teacher's score, of the mean over seeds."""
         return self.mean / self.teacher_score
 
-    def over(self, other: "Row") -> "Difference":
-        """This row's scores minus another's, seed by seed, where both have one."""
-        seeds = sorted(set(self.scores) & set(other.scores))
-        each = [100 * (self.scores[s] - other.scores[s]) for s in seeds]
+    def over(self, other: "Row", split: str = "scores") -> "Difference":
+        """This row's scores minus another's, seed by seed, where both have one.
+
+        Args:
+            other: of the same task.
+            split: `scores` for the validation split, or `holdout`.
+        """
+        own, theirs = getattr(self, split), getattr(other, split)
+        seeds = sorted(set(own) & set(theirs))
+        each = [100 * (own[s] - theirs[s]) for s in seeds]
         return Difference(float(np.mean(each)) if each else None, paired_seeds(each), len(each))
 
 
@@ -75,22 +79,33 @@ def read_rows(grid: Grid, results: Results) -> list[Row]:
     """Every row of the plan that has results, in the plan's order, the teachers first.
 
     Raises:
-        ValueError: if students of one task had other teachers.
+        ValueError: if the encoders of two teachers, or teacher or rows of a task's cells, differ.
     """
     rows: dict[tuple[str, int, str], Row] = {}
+    encoders: dict[str, str] = {}
     for task in grid.tasks:
         teacher = results.chosen(grid.teachers(task))
         if teacher is None:
             continue
         told = results.get(teacher)
         assert told is not None
+        encoders[task] = told["encoder"]
         rows[task, 0, TEACHER] = _row([(teacher, told)], told)
         for _, method, blocks, seeds in [r for r in grid.rows() if r[0] == task]:
-            cells = _counting(grid, results, task, method, blocks, seeds)
-            _check_teacher(told, cells)
+            cells = [
+                (cell, result)
+                for cell in counting(grid, results, task, method, blocks, seeds)
+                if (result := results.get(cell)) is not None
+            ]
+            _check_alike(told, cells)
             known = rows.get((task, blocks, method))
             if cells and (known is None or len(cells) > len(known.scores)):
                 rows[task, blocks, method] = _row(cells, told)
+    if len(set(encoders.values())) > 1:
+        raise ValueError(
+            f"The teachers were made of several encoders, {encoders}. The tasks' mean would be of "
+            "none of them. Delete the results of one, and run the grid again."
+        )
     return list(rows.values())
 
 
@@ -108,19 +123,6 @@ def find(rows: Iterable[Row], task: str, method: str, blocks: int) -> Row | None
     return None
 
 
-def _counting(
-    grid: Grid, results: Results, task: str, method: str, blocks: int, seeds: Sequence[int]
-) -> list[tuple[Cell, dict[str, Any]]]:
-    """The cells of a row that count: those of the learning rate that the hold-out chose."""
-    tried = grid.students(task, method, blocks, seeds[0])
-    best = results.chosen(tried)
-    if best is None:
-        return []
-    same = tried.index(best)
-    cells = [grid.students(task, method, blocks, seed)[same] for seed in seeds]
-    return [(cell, told) for cell in cells if (told := results.get(cell)) is not None]
-
-
 def _row(cells: list[tuple[Cell, dict[str, Any]]], teacher: dict[str, Any]) -> Row:
     first, told = cells[0]
     return Row(
@@ -135,12 +137,18 @@ def _row(cells: list[tuple[Cell, dict[str, Any]]], teacher: dict[str, Any]) -> R
     )
 
 
-def _check_teacher(teacher: dict[str, Any], cells: list[tuple[Cell, dict[str, Any]]]) -> None:
-    wanted = teacher["teacher"]["sha256"]
+def _check_alike(teacher: dict[str, Any], cells: list[tuple[Cell, dict[str, Any]]]) -> None:
+    """Refuse students that cannot be compared.
+
+    Raises:
+        ValueError: if they had another teacher than the one that is chosen now, or other rows.
+    """
     for cell, told in cells:
-        if told["teacher"]["sha256"] != wanted:
-            raise ValueError(
-                f"{cell.path} had the teacher {told['teacher']['sha256']}, others of the task "
-                f"{wanted}. Students of two teachers cannot be compared: delete the file, and run "
-                "the grid again."
-            )
+        pairs = {"teacher": (told["teachers"][0], teacher["teachers"][0])}
+        pairs["rows"] = told["rows"], teacher["rows"]
+        for what, (theirs, ours) in pairs.items():
+            if theirs != ours:
+                raise ValueError(
+                    f"{cell.path} had the {what} {theirs}, the task's teacher {ours}. The two "
+                    "cannot be compared: delete the file, and run the grid again."
+                )

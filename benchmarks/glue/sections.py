@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.glue.grid import TEACHER, Grid
+from benchmarks.glue.grid import NAMES, TEACHER, Grid
 from benchmarks.glue.plots import save_all
 from benchmarks.glue.results import Results
 from benchmarks.glue.rows import Row, find, read_latency, read_rows
-from benchmarks.glue.tables import MISSING, NAMES, Summary, detail, insert, published
+from benchmarks.glue.tables import MISSING, Summary, detail, insert, published
 from kdnlp.evaluation.tables import markdown_table
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 
 README_BLOCKS = 3
@@ -19,11 +19,10 @@ README_BLOCKS = 3
 
 def rebuild(grid: Grid, results: Results) -> None:
     """Write tables and plots anew from the results."""
-    rows, latency = read_rows(grid, results), read_latency(results)
-    save_all(rows, grid, latency, HERE / "plots")
     for path, parts in sections(grid, results).items():
         for name, lines in parts.items():
             insert(path, name, lines)
+    save_all(read_rows(grid, results), grid, read_latency(results), HERE / "plots")
 
 
 def sections(grid: Grid, results: Results) -> dict[Path, dict[str, list[str]]]:

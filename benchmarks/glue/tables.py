@@ -1,27 +1,30 @@
 """The tables as markdown, and where they stand: between marks in the READMEs."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import yaml
 
-from benchmarks.glue.grid import TEACHER, Grid
-from benchmarks.glue.rows import BASELINE, Difference, Row, find
+from benchmarks.glue.grid import BASELINE, NAMES, TEACHER, Grid
+from benchmarks.glue.rows import Difference, Row, find
 from kdnlp.evaluation.rows import p_value
 from kdnlp.evaluation.tables import markdown_table
 from kdnlp.files import replace_text
 
 PUBLISHED = Path(__file__).parent / "published.yaml"
 MISSING = "-"
-NAMES = {"rte": "RTE", "mrpc": "MRPC", "stsb": "STS-B", "cola": "CoLA", "sst2": "SST-2"}
 
 
 @dataclass(frozen=True)
 class Summary:
-    """The rows of a table of one number of blocks: methods by tasks."""
+    """The rows of a table of one number of blocks: methods by tasks.
+
+    Means are over those of the grid's averaged tasks that the baseline has been run on; a method
+    that lacks one of them has none.
+    """
 
     rows: Sequence[Row]
     grid: Grid
@@ -29,52 +32,72 @@ class Summary:
 
     @property
     def tasks(self) -> list[str]:
-        """The tasks that have a teacher."""
-        return [task for task in self.grid.tasks if find(self.rows, task, TEACHER, 0)]
+        """The tasks with a result at this number of blocks."""
+        found = {row.task for row in self.rows if row.blocks == self.blocks}
+        return [task for task in self.grid.tasks if task in found]
+
+    @property
+    def averaged(self) -> list[str]:
+        """The tasks that means are over."""
+        return [t for t in self.grid.averaged if find(self.rows, t, BASELINE, self.blocks)]
 
     @property
     def methods(self) -> list[str]:
         """The methods with a result at this number of blocks, ablations aside, in their order."""
-        return [
-            method
-            for method, spec in self.grid.methods.items()
-            if "ablation" not in spec
-            and any(find(self.rows, task, method, self.blocks) for task in self.tasks)
-        ]
+        found = {row.method for row in self.rows if row.blocks == self.blocks}
+        specs = self.grid.methods.items()
+        return [method for method, spec in specs if method in found and "ablation" not in spec]
 
     def markdown(self) -> list[str]:
-        """Methods by tasks: mean and deviation over seeds, and the mean share that was kept."""
-        header = ("score, %", *(NAMES[task] for task in self.tasks), "kept, %", "over baseline")
+        """Methods by tasks, what was kept, and what was gained over the baseline."""
+        names = tuple(NAMES[task] for task in self.tasks)
+        header = ("score, %", *names, "kept, %", "over baseline", "the same on the hold-out")
         teachers = [find(self.rows, task, TEACHER, 0) for task in self.tasks]
-        lines = [("teacher, 6 blocks", *(_score(row) for row in teachers), "100.0", "")]
+        lines = [("teacher, 6 blocks", *map(_score, teachers), "100.0", "", "")]
         for method in self.methods:
             own = [find(self.rows, task, method, self.blocks) for task in self.tasks]
-            title = self.grid.methods[method]["title"]
-            kept, over = self.kept(method), self.over_baseline(method)
-            shown = MISSING if kept is None else f"{kept:.1f}", _signed(over)
-            lines.append((title, *map(_score, own), *shown))
-        return markdown_table(header, lines)
+            scores = [_score(row) + self._mark(row) for row in own]
+            kept = self._mean(method, lambda row: row.kept)
+            over = [self.over(method, split) for split in ("scores", "holdout")]
+            shown = (MISSING if kept is None else f"{kept:.1f}", *map(_signed, over))
+            lines.append((self.grid.methods[method]["title"], *scores, *shown))
+        means = ", ".join(NAMES[task] for task in self.averaged)
+        note = f"Means over {means}. `=`: within one standard deviation of the baseline, or below."
+        return [*markdown_table(header, lines), "", note]
 
     def kept(self, method: str) -> float | None:
         """The mean over tasks of the percent that was kept; `None` where a task is missing."""
-        rows = [find(self.rows, task, method, self.blocks) for task in self.tasks]
-        known = [row.kept for row in rows if row is not None]
-        return float(np.mean(known)) if len(known) == len(rows) else None
+        return self._mean(method, lambda row: row.kept)
 
-    def over_baseline(self, method: str) -> float | None:
-        """The mean over tasks of the points above the baseline, of shared seeds; likewise."""
-        over = []
-        for task in self.tasks:
-            row = find(self.rows, task, method, self.blocks)
-            base = find(self.rows, task, BASELINE, self.blocks)
-            over.append(row.over(base).mean if row and base else None)
-        known = [points for points in over if points is not None]
-        return float(np.mean(known)) if method != BASELINE and len(known) == len(over) else None
+    def over(self, method: str, split: str = "scores") -> float | None:
+        """The mean over tasks of the points above the baseline, seed by seed; likewise."""
+        against = self.grid.against(method)
+        if against == method:
+            return None
+        return self._mean(method, lambda row: self._over(row, against, split))
+
+    def _over(self, row: Row, against: str, split: str) -> float | None:
+        base = find(self.rows, row.task, against, self.blocks)
+        return row.over(base, split).mean if base else None
+
+    def _mark(self, row: Row | None) -> str:
+        """What says that a score is not above its baseline by more than the larger deviation."""
+        if row is None or self.grid.against(row.method) == row.method:
+            return ""
+        base = find(self.rows, row.task, self.grid.against(row.method), self.blocks)
+        if base is None or row.deviation is None or base.deviation is None:
+            return ""
+        return "" if row.mean - base.mean > max(row.deviation, base.deviation) else " ="
+
+    def _mean(self, method: str, value: Callable[[Row], float | None]) -> float | None:
+        rows = [find(self.rows, task, method, self.blocks) for task in self.averaged]
+        values = [value(row) if row else None for row in rows]
+        known = [v for v in values if v is not None]
+        return float(np.mean(known)) if known and len(known) == len(values) else None
 
 
 def detail(rows: Sequence[Row], grid: Grid, task: str, blocks: int) -> list[str]:
     """One task at one number of blocks: what was chosen, spread, and the test against baseline."""
-    base = find(rows, task, BASELINE, blocks)
     header = ("method", "rate", "steps", "hold-out", "validation", "runs", "kept, %")
     lines = []
     for method in (TEACHER, *grid.methods):
@@ -83,10 +106,17 @@ def detail(rows: Sequence[Row], grid: Grid, task: str, blocks: int) -> list[str]
             continue
         title = "teacher" if method == TEACHER else grid.methods[method]["title"]
         held = 100 * np.mean(list(row.holdout.values()))
-        over = "" if base is None or method in (TEACHER, BASELINE) else _difference(row.over(base))
-        cells = (f"{row.learning_rate:.0e}", str(row.steps), f"{held:.1f}", _score(row))
-        lines.append((title, *cells, str(len(row.scores)), f"{row.kept:.1f}", over))
+        cells = (f"{row.learning_rate:g}", str(row.steps), f"{held:.1f}", _score(row))
+        kept = f"{row.kept:.1f}"
+        over = _compared(rows, grid, row)
+        lines.append((title, *cells, str(len(row.scores)), kept, over))
     return markdown_table((*header, "minus baseline"), lines)
+
+
+def _compared(rows: Sequence[Row], grid: Grid, row: Row) -> str:
+    against = BASELINE if row.method == TEACHER else grid.against(row.method)
+    base = find(rows, row.task, against, row.blocks)
+    return "" if base is None or base is row else _difference(row.over(base))
 
 
 def published(tasks: Sequence[str]) -> list[str]:

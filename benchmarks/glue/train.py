@@ -1,11 +1,11 @@
 """One cell of the grid: load, train, evaluate; what came out as plain values."""
 
 import hashlib
+import json
 import platform
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,15 @@ from datasets import DatasetDict
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, set_seed
 
 import kdnlp
-from benchmarks.glue.grid import Cell
+from benchmarks.glue.grid import ARGUMENTS, Cell
 from kdnlp import (
     GLUE_TASKS,
     LOSSES,
     CompressionTrainer,
     CompressionTrainingArguments,
     DistillationTrainer,
-    DistillationTrainingArguments,
     TeacherEnsemble,
     TheseusTrainer,
-    TheseusTrainingArguments,
     augment_tokens,
     build_collator,
     build_compute_metrics,
@@ -40,14 +38,20 @@ from kdnlp import (
 )
 from kdnlp.data.glue import load_glue_raw
 from kdnlp.data.task import Task
+from kdnlp.files import replace_folder
+from kdnlp.profiling.setting import processor_name
+from kdnlp.weights import folder_digest, weights_digest
 
 HOLDOUT = "holdout"
 SPLIT_SEED = 0
 
-_TRAINERS = {
-    "plain": (CompressionTrainer, CompressionTrainingArguments),
-    "distillation": (DistillationTrainer, DistillationTrainingArguments),
-    "theseus": (TheseusTrainer, TheseusTrainingArguments),
+PARTIAL = "cell-"
+"""How the folders begin that a cell has while it runs."""
+
+_TRAINERS: dict[str, Any] = {
+    "plain": CompressionTrainer,
+    "distillation": DistillationTrainer,
+    "theseus": TheseusTrainer,
 }
 
 
@@ -99,35 +103,40 @@ def run_cell(cell: Cell, place: Place, teachers: Sequence[Cell]) -> dict[str, An
     set_seed(cell.seed)
     place.work.mkdir(parents=True, exist_ok=True)
     task = replace(GLUE_TASKS[cell.task], eval_splits=(HOLDOUT, "validation"))
+    folders = [teacher_folder(place, teacher) for teacher in teachers]
     if teachers:
-        folders = [str(teacher_folder(place, teacher)) for teacher in teachers]
-        original, tokenizer = load_finetuned(folders[0], task)
+        original, tokenizer = load_finetuned(str(folders[0]), task)
         task = in_model_order(task, original.config)
         model = build_student(original, cell.blocks, cell.settings["init_layers"])
     else:
         original, tokenizer = load_for_finetuning(place.model or cell.settings["model"], task)
         model = original
-    splits = prepare(split_rows(task, place, cell.settings["holdout"]), task, tokenizer)
+    encoder = weights_digest(original.base_model.parameters())
+    rows = split_rows(task, place, cell.settings["holdout"])
+    data = _Data(task, tokenizer, prepare(rows, task, tokenizer))
     copies = cell.settings.get("copies")
     if copies:
-        splits[task.train_split] = augment_tokens(splits[task.train_split], copies, tokenizer)
+        train = data.splits[task.train_split]
+        data.splits[task.train_split] = augment_tokens(train, copies, tokenizer)
     partner: Any = original
     if cell.settings.get("ensemble"):
-        partner = TeacherEnsemble([load_finetuned(folder, task)[0] for folder in folders]).eval()
-    trained = _run_stages(cell, place, model, partner, original, splits, task, tokenizer)
-    scores = evaluate_model(trained.model, trained.args, splits, task, tokenizer)
+        members = [load_finetuned(str(folder), task)[0] for folder in folders]
+        partner = TeacherEnsemble(members).eval()
+    trainer, steps = _run_stages(cell, place, model, partner, original, data)
+    scores = evaluate_model(trainer.student, trainer.args, data.splits, task, tokenizer)
     if not teachers:
-        trained.trainer.save_model(str(teacher_folder(place, cell)))
-    teacher = teachers[0] if teachers else cell
+        folders = [teacher_folder(place, cell)]
+        _save_whole(trainer, folders[0], place)
+    told = {} if teachers else {"encoder": encoder}
     return {
         **cell.described(),
-        "teacher": {
-            "sha256": weights_sha256(teacher_folder(place, teacher)),
-            "learning_rate": teacher.learning_rate,
-        },
+        **told,
+        "teachers": [folder_digest(folder) for folder in folders],
+        "rows": _rows_digest(rows),
         HOLDOUT: scores[HOLDOUT],
         "validation": scores["validation"],
-        "optimizer_steps": trained.steps,
+        "predicted": _as_text(scores.predictions["validation"].predicted),
+        "optimizer_steps": steps,
         "seconds": round(time.perf_counter() - started, 1),
         "machine": describe_machine(place),
         "versions": {
@@ -140,38 +149,54 @@ def run_cell(cell: Cell, place: Place, teachers: Sequence[Cell]) -> dict[str, An
 
 
 @dataclass(frozen=True)
-class _Trained:
-    """What the last stage left, and the steps of all."""
+class _Data:
+    """A task, what reads its texts, and its rows as tokens."""
 
-    trainer: CompressionTrainer
-    model: PreTrainedModel
-    args: CompressionTrainingArguments
-    steps: int
+    task: Task
+    tokenizer: PreTrainedTokenizerBase
+    splits: DatasetDict
 
 
 def _run_stages(
-    cell: Cell,
-    place: Place,
-    model: PreTrainedModel,
-    partner: Any,
-    original: PreTrainedModel,
-    splits: DatasetDict,
-    task: Task,
-    tokenizer: PreTrainedTokenizerBase,
-) -> _Trained:
-    """Train stage after stage; one that restarts has the trained student as its teacher."""
-    _freeze_others(model, cell.settings.get("trained_blocks"))
+    cell: Cell, place: Place, model: Any, partner: Any, original: Any, data: _Data
+) -> tuple[CompressionTrainer, int]:
+    """Train stage after stage; one that restarts has the trained student as its teacher.
+
+    Returns:
+        The last stage's trainer, and the optimizer steps of all.
+    """
     steps = 0
-    with tempfile.TemporaryDirectory(dir=place.work) as folder:
+    _freeze_others(model, cell.settings.get("trained_blocks"))
+    with tempfile.TemporaryDirectory(dir=place.work, prefix=PARTIAL) as folder:
         for number, stage in enumerate(cell.settings["stages"]):
             if stage.get("restart"):
                 partner = model
                 model = build_student(original, cell.blocks, cell.settings["init_layers"])
+                _freeze_others(model, cell.settings.get("trained_blocks"))
             args = _arguments(stage, cell, place, f"{folder}/{number}")
-            trainer = _trainer(stage, model, partner, args, splits, task, tokenizer)
+            trainer = _trainer(stage, model, partner, args, data)
             trainer.train()
             model, steps = trainer.student, steps + trainer.state.global_step
-    return _Trained(trainer, model, args, steps)
+    return trainer, steps
+
+
+def _save_whole(trainer: CompressionTrainer, folder: Path, place: Place) -> None:
+    """Write a teacher so that it appears under its name with all its files."""
+    with tempfile.TemporaryDirectory(dir=place.work, prefix=PARTIAL) as partial:
+        trainer.save_model(f"{partial}/model")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        replace_folder(Path(partial, "model"), folder)
+
+
+def _rows_digest(rows: DatasetDict) -> str:
+    """The start of a checksum of all texts and labels, split by split."""
+    text = json.dumps({name: split.to_dict() for name, split in rows.items()}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _as_text(predicted: Any) -> str:
+    """What a model answered, row by row: classes by number, or numbers to four digits."""
+    return " ".join(f"{answer:.4g}" for answer in predicted)
 
 
 def _freeze_others(model: PreTrainedModel, trained_blocks: list[int] | None) -> None:
@@ -212,27 +237,21 @@ def _arguments(
     if stage["trainer"] == "distillation":
         cache = str(place.work / place.setting / "cache")
         values |= {"cache_teacher_outputs": True, "teacher_cache_dir": cache}
-    return _TRAINERS[stage["trainer"]][1](folder, **values)
+    return ARGUMENTS[stage["trainer"]](folder, **values)
 
 
 def _trainer(
-    stage: dict[str, Any],
-    model: PreTrainedModel,
-    partner: Any,
-    args: CompressionTrainingArguments,
-    splits: DatasetDict,
-    task: Task,
-    tokenizer: PreTrainedTokenizerBase,
+    stage: dict[str, Any], model: Any, partner: Any, args: CompressionTrainingArguments, data: _Data
 ) -> CompressionTrainer:
     inputs: dict[str, Any] = {
-        "train_dataset": splits[task.train_split],
-        "eval_dataset": splits[HOLDOUT],
-        "processing_class": tokenizer,
-        "data_collator": build_collator(task, tokenizer),
-        "compute_metrics": build_compute_metrics(task),
+        "train_dataset": data.splits[data.task.train_split],
+        "eval_dataset": data.splits[HOLDOUT],
+        "processing_class": data.tokenizer,
+        "data_collator": build_collator(data.task, data.tokenizer),
+        "compute_metrics": build_compute_metrics(data.task),
     }
     losses = {n: LOSSES[n](**own) for n, own in (stage["losses"] or {}).items()}
-    build = _TRAINERS[stage["trainer"]][0]
+    build = _TRAINERS[stage["trainer"]]
     if stage["trainer"] == "plain":
         trainer = build(model, args, **inputs)
     else:
@@ -241,19 +260,9 @@ def _trainer(
     return trainer
 
 
-def weights_sha256(folder: Path) -> str:
-    """The start of the checksum of a model's weights, which tells two trainings apart."""
-    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()[:16]
-
-
 def describe_machine(place: Place) -> dict[str, Any]:
     """What the figures of a place were measured on."""
     if place.device == "cuda":
-        return {"device": torch.cuda.get_device_name(), "precision": place.setting}
-    processor = platform.processor() or platform.machine()
-    with suppress(FileNotFoundError):
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-        processor = names[0] if names else processor
+        return {"device": torch.cuda.get_device_name()}
     instructions = torch.backends.cpu.get_cpu_capability()
-    return {"device": f"{processor} ({instructions})", "threads": place.threads}
+    return {"device": f"{processor_name()} ({instructions})", "threads": place.threads}

@@ -47,7 +47,7 @@ def describe_profile(
         versions["cuda"] = str(torch.version.cuda)
     return ProfileSetting(
         device=device_name(device),
-        processor=_processor(),
+        processor=processor_name(),
         dtype=shared_dtype(models, dtype),
         threads=torch.get_num_threads(),
         attention=shared_attention(models),
@@ -59,7 +59,7 @@ def _installed() -> dict[str, str]:
     return {name: version(name) for name in _LIBRARIES if find_spec(name) is not None}
 
 
-def _processor() -> str:
+def processor_name() -> str:
     """The processor's model name; Linux tells it in a file, where Python does not look."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []

@@ -1,9 +1,12 @@
 """The grid of GLUE: which cells are wanted, what is refused, cells that train, and the tables."""
 
 import json
+import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +18,10 @@ import yaml
 from transformers import BertModel
 
 from benchmarks.glue import train
-from benchmarks.glue.__main__ import HERE, SETTING
-from benchmarks.glue.drive import run_grid
+from benchmarks.glue.__main__ import HERE, SETTING, main
+from benchmarks.glue.drive import alone, run_grid
 from benchmarks.glue.grid import Grid
+from benchmarks.glue.plots import save_all
 from benchmarks.glue.quick import run_quick
 from benchmarks.glue.results import RESULTS, Results, wanted
 from benchmarks.glue.rows import find, read_rows
@@ -36,6 +40,7 @@ holdout: 0.25
 arguments: {{per_device_train_batch_size: 8, per_device_eval_batch_size: 32}}
 tasks:
   mrpc: {{epochs: 1, teacher_epochs: 1}}
+averaged: [mrpc]
 teacher: {{learning_rates: [1.0e-3, 2.0e-3], seed: 1}}
 student: {{learning_rates: [1.0e-3, 3.0e-3]}}
 methods:
@@ -56,6 +61,16 @@ methods:
     stages:
       - {{share: 0.5, trainer: distillation, losses: {{logits: {{}}}}}}
       - {{share: 0.5, trainer: distillation, losses: {{logits: {{}}}}, restart: true}}
+  one-block:
+    title: blocks 1 and 2 alone replaced
+    trainer: theseus
+    init_layers: [0, 2, 3]
+    trained_blocks: [0]
+    arguments: {{slot_sizes: [2, 1, 1], replacing_fraction: 0.5}}
+  long:
+    title: longer
+    budget: 2
+    against: long
   more:
     title: two teachers, more rows, one block trained
     trainer: distillation
@@ -104,11 +119,13 @@ def grid(place):
     return Grid.read(place.work.parent / "grid.yaml")
 
 
-def told(cell, holdout, validation=0.5, teacher="same"):
+def told(cell, holdout, validation=0.5, teacher="same", rows="these"):
     """What a cell's JSON says, as far as choosing and tables read it."""
     return {
         **cell.described(),
-        "teacher": {"sha256": teacher, "learning_rate": 1e-3},
+        "teachers": [teacher],
+        "rows": rows,
+        "encoder": "one",
         HOLDOUT: {"score": holdout},
         "validation": {"score": validation},
         "optimizer_steps": 6,
@@ -154,12 +171,25 @@ def test_a_result_of_other_settings_is_refused(grid, tmp_path):
     longer = replace(grid, tasks={"mrpc": {"epochs": 1, "teacher_epochs": 2}})
     with pytest.raises(ValueError, match="other settings than the grid's now: stages"):
         results.get(longer.teachers("mrpc")[0])
+    close = replace(cell, learning_rate=1.04e-3)
+    assert close.path != cell.path
+    (tmp_path / close.path).write_bytes((tmp_path / cell.path).read_bytes())
+    with pytest.raises(ValueError, match="other settings than the grid's now: learning_rate"):
+        results.get(close)
 
 
 @pytest.mark.parametrize(
     ("old", "new", "what"),
     [
-        ("trainer: theseus", "trainer: thesis", "expected a trainer out of plain"),
+        ("trainer: theseus", "trainer: thesis", "got \\['thesis'\\]"),
+        ("losses: {{logits: {{}}}}", "losses: {{logit: {{}}}}", "got \\['logit'\\]"),
+        ("title: logits, trainer: distillation", "title: logits", "a plain trainer has no teacher"),
+        ("share: 0.5", "share: 0.7", "sum to 1, got 1.4"),
+        ("title: born again", "title: x\n    trainer: theseus", "beside its stages"),
+        ("blocks: [2]", "blocks: [1]", "plan for uneven, blocks"),
+        ("replacing_fraction", "replacing_part", "got \\['replacing_part'\\]"),
+        ("  mrpc: {{epochs", "  mrcp: {{epochs", "got \\['mrcp'\\]"),
+        ("against: long", "against: short", "got \\['short'\\]"),
         ("title: logits, trainer", "titel: logits, trainer", "got \\['titel'\\]"),
         ("methods: [baseline, logits", "methods: [base, logits", "got \\['base'\\]"),
         ("tasks: [mrpc]", "tasks: [rte]", "got \\['rte'\\]"),
@@ -190,20 +220,20 @@ def test_cells_from_texts_to_scores(place, grid, tmp_path):
     assert own["optimizer_steps"] == 6
     assert (teacher_folder(place, teacher) / "tokenizer.json").is_file()
     assert own["validation"].keys() >= {"f1", "accuracy", "score", "loss"}
+    assert set(own["predicted"].split()) <= {"0", "1"}
+    assert len(own["predicted"].split()) == 32
     for method, steps in {"both": 6, "uneven": 6, "born-again": 12}.items():
         cell = grid.students("mrpc", method, 2, 1)[0]
         result = run_cell(cell, place, [teacher])
         assert result["optimizer_steps"] == steps
-        assert result["teacher"]["sha256"] == own["teacher"]["sha256"]
+        assert (result["teachers"], result["rows"]) == (own["teachers"], own["rows"])
         assert 0 <= result[HOLDOUT]["score"] <= 1
         assert result == json.loads(json.dumps(result))
     uneven = grid.students("mrpc", "uneven", 2, 1)[0]
     assert uneven.settings["stages"][0]["arguments"]["slot_sizes"] == [1, 3]
 
 
-def test_a_student_of_two_teachers_with_more_rows_and_one_block_that_trains(
-    place, grid, monkeypatch
-):
+def test_what_is_not_to_train_stays_and_several_teachers_are_told(place, grid, monkeypatch):
     evaluated, evaluate_model = [], train.evaluate_model
 
     def evaluate(model, *inputs):
@@ -216,12 +246,17 @@ def test_a_student_of_two_teachers_with_more_rows_and_one_block_that_trains(
         run_cell(teacher, place, [])
     result = run_cell(grid.students("mrpc", "more", 2, 1)[0], place, teachers)
     assert result["optimizer_steps"] == 12
+    assert len(set(result["teachers"])) == 2
+    run_cell(grid.students("mrpc", "one-block", 3, 1)[0], place, teachers[:1])
     chosen = load_finetuned(str(teacher_folder(place, teachers[0])), GLUE_TASKS["mrpc"])[0]
-    own, theirs = (
-        [list(block.state_dict().values()) for block in find_layers(model).layers[:2]]
-        for model in (evaluated[-1], chosen)
-    )
-    assert [all(map(torch.equal, *pair)) for pair in zip(own, theirs, strict=True)] == [True, False]
+    blocks = [b.state_dict().values() for b in find_layers(chosen).layers]
+    for model, copied, unchanged in (
+        (evaluated[-2], [0, 1], [True, False]),
+        (evaluated[-1], [0, 2, 3], [False, True, True]),
+    ):
+        own = [block.state_dict().values() for block in find_layers(model).layers]
+        pairs = zip(own, [blocks[i] for i in copied], strict=True)
+        assert [all(map(torch.equal, *pair)) for pair in pairs] == unchanged
 
 
 def test_students_of_two_teachers_are_not_compared(grid, tmp_path):
@@ -229,9 +264,10 @@ def test_students_of_two_teachers_are_not_compared(grid, tmp_path):
     fill(grid, results)
     assert find(read_rows(grid, results), "mrpc", "logits", 2).learning_rate == 3e-3
     cell = grid.students("mrpc", "logits", 2, 2)[1]
-    results.put(cell, told(cell, 0.5, teacher="another"))
-    with pytest.raises(ValueError, match="Students of two teachers"):
-        read_rows(grid, results)
+    for other in ({"teacher": "another"}, {"rows": "others"}):
+        results.put(cell, told(cell, 0.5, **other))
+        with pytest.raises(ValueError, match="cannot be compared"):
+            read_rows(grid, results)
 
 
 def test_the_table_has_means_spread_and_the_seeds_own_differences(grid, tmp_path):
@@ -240,10 +276,68 @@ def test_the_table_has_means_spread_and_the_seeds_own_differences(grid, tmp_path
     fill(grid, results, scores | {("logits", 1): 0.64, ("logits", 2): 0.72})
     rows = read_rows(grid, results)
     lines = "\n".join(Summary(rows, grid, 2).markdown())
-    assert "| fine-tuning | 65.0 ± 7.1 | 81.2 | - |" in lines
-    assert "| logits | 68.0 ± 5.7 | 85.0 | +3.0 |" in lines
+    assert "| fine-tuning | 65.0 ± 7.1 | 81.2 | - | - |" in lines
+    assert "| logits | 68.0 ± 5.7 = | 85.0 | +3.0 | +0.0 |" in lines
     difference = find(rows, "mrpc", "logits", 2).over(find(rows, "mrpc", "baseline", 2))
     assert (difference.mean, difference.seeds) == (pytest.approx(3.0), 2)
+
+
+def test_a_method_is_compared_with_the_baseline_of_its_own_budget(grid, tmp_path):
+    methods = {**grid.methods, "longer": {"title": "twice", "budget": 2, "against": "long"}}
+    plan = [{"tasks": ["mrpc"], "blocks": [2], "seeds": [1, 2]}]
+    plan[0]["methods"] = ["baseline", "long", "longer", "logits"]
+    grid, results = replace(grid, methods=methods, plan=plan), Results(tmp_path)
+    scores = {("baseline", 1): 0.4, ("long", 1): 0.6, ("longer", 1): 0.6, ("logits", 1): 0.7}
+    fill(grid, results, scores | {(name, 2): score for (name, _), score in scores.items()})
+    summary = Summary(read_rows(grid, results), grid, 2)
+    over = {name: summary.over(name) for name in summary.methods}
+    assert over == {"baseline": None, "logits": pytest.approx(30), "long": None, "longer": 0}
+
+
+def test_a_task_that_a_method_was_not_run_on_leaves_it_without_a_mean(grid, tmp_path):
+    tasks = {name: {"epochs": 1, "teacher_epochs": 1} for name in ("mrpc", "rte", "sst2")}
+    parts = {"baseline": ["mrpc", "rte", "sst2"], "logits": ["mrpc"], "long": ["mrpc", "rte"]}
+    plan = [
+        {"tasks": names, "blocks": [2], "seeds": [1, 2], "methods": [method]}
+        for method, names in parts.items()
+    ]
+    grid = replace(grid, tasks=tasks, averaged=["mrpc", "rte"], plan=plan)
+    results = Results(tmp_path)
+    fill(grid, results)
+    summary = Summary(read_rows(grid, results), grid, 2)
+    assert summary.tasks == ["mrpc", "rte", "sst2"]
+    kept = {name: summary.kept(name) for name in summary.methods}
+    assert kept == {"baseline": 100, "logits": None, "long": 100}
+
+
+def test_two_runs_of_one_folder_are_refused(place, grid, tmp_path):
+    with alone(tmp_path / "results"), pytest.raises(ValueError, match="Another run of the grid"):
+        run_grid(grid, Results(tmp_path / "results"), replace(place, work=tmp_path / "work"), 1)
+
+
+@pytest.mark.parametrize("flags", [["--bf16"], ["--device", "cuda"], ["--results", "elsewhere"]])
+def test_tables_of_other_results_than_the_readmes_are_refused(flags):
+    with pytest.raises(SystemExit, match="--tables writes what"):
+        main(["--tables", *flags])
+
+
+def test_the_plots_are_drawn(grid, tmp_path):
+    methods = {
+        "rate-0.1": {**grid.methods["uneven"], "by_blocks": {}, "ablation": "rate"},
+        "theseus-constant": {"title": "constant", "trainer": "theseus"},
+    }
+    for spec, rate in zip(methods.values(), (0.1, 0.5), strict=True):
+        spec["arguments"] = {"replacing_schedule": "constant", "initial_replacing_rate": rate}
+        spec.pop("by_blocks", None)
+    plan = [{"tasks": ["mrpc"], "blocks": [3], "seeds": [1, 2]}]
+    plan[0]["methods"] = ["baseline", *methods]
+    grid, results = replace(grid, methods=grid.methods | methods, plan=plan), Results(tmp_path)
+    fill(grid, results)
+    cells = [{"batch_size": 32, "speedup": 2.0}]
+    latency = {"length": 128, "depths": {"6": cells, "3": cells}}
+    save_all(read_rows(grid, results), grid, latency, tmp_path / "plots")
+    names = {path.name for path in (tmp_path / "plots").iterdir()}
+    assert names == {"kept.png", "kept.svg", "rates.png", "rates.svg"}
 
 
 def test_the_readmes_hold_what_the_committed_results_say():
@@ -288,6 +382,54 @@ def test_a_killed_grid_goes_on_and_ends_like_one_that_was_not(place, grid, tmp_p
     assert [row.scores for row in read_rows(grid, again)] == [
         row.scores for row in read_rows(grid, whole)
     ]
+
+
+@pytest.mark.slow
+def test_killed_workers_are_named_and_leave_a_grid_that_goes_on(place, grid, tmp_path):
+    """As for want of memory: each cell is tried once more, alone, before it counts as failed."""
+    results, own = Results(tmp_path / "results"), replace(place, work=tmp_path / "work")
+    plan = [{**grid.plan[0], "methods": ["baseline", "logits"]}]
+    grid = replace(grid, plan=plan, student={"learning_rates": [1e-3]})
+    stop = threading.Event()
+
+    def kill_workers():
+        """All that work once the first student is there, also the fresh ones."""
+        while not stop.is_set():
+            done = results.get(grid.students("mrpc", "baseline", 2, 1)[0])
+            for child in multiprocessing.active_children() if done else []:
+                child.kill()
+            time.sleep(0.2)
+
+    killer = threading.Thread(target=kill_workers)
+    killer.start()
+    failed = run_grid(grid, results, own, 2)
+    stop.set()
+    killer.join()
+    assert failed
+    assert all("its process was killed" in str(error) for error in failed.values())
+    assert run_grid(grid, results, own, 2) == {}
+    assert all(results.get(cell) is not None for cell in wanted(grid, results))
+
+
+@pytest.mark.slow
+def test_a_teacher_that_comes_out_otherwise_is_refused(place, grid, tmp_path, monkeypatch):
+    """After a clone its weights are not there, and it is trained again."""
+    results, own = Results(tmp_path / "results"), replace(place, work=tmp_path / "work")
+    grid = replace(grid, plan=[{**grid.plan[0], "methods": ["baseline"], "seeds": [1]}])
+    assert run_grid(grid, results, own, 1) == {}
+    student = grid.students("mrpc", "baseline", 2, 1)[0]
+    before = results.get(student)
+    (results.folder / student.path).unlink()
+    shutil.rmtree(own.work)
+    assert run_grid(grid, results, own, 2) == {}
+    assert results.get(student)["validation"] == before["validation"]
+    (results.folder / student.path).unlink()
+    shutil.rmtree(own.work)
+    for teacher in grid.teachers("mrpc"):
+        results.put(teacher, {**results.get(teacher), "teachers": ["others"]})
+    failed = run_grid(grid, results, own, 1)
+    assert all("came out with other weights" in str(error) for error in failed.values())
+    assert results.get(student) is None
 
 
 @pytest.mark.slow
