@@ -9,7 +9,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard, constants, hf_hub_download
 
-from kdnlp.uploads.card_check import CARD, check_license, read_metadata
+from kdnlp.uploads.card_check import CARD, check_license, license_link, read_metadata
 from kdnlp.uploads.publishable import LICENSE_FILES
 from kdnlp.uploads.send import CONNECTION_ERROR
 
@@ -87,7 +87,7 @@ def find_license(place: str, revision: str | None = None) -> License | None:
     fields = {name: data[name] for name in FIELDS if isinstance(data.get(name), str)}
     if not fields.get("license"):
         return None
-    link = fields.get("license_link", "").removeprefix("./")
+    link = license_link(fields)
     if not link or _URL.match(link):
         return License(**fields)
     if folder is None:
@@ -110,7 +110,7 @@ def check_stated(card: ModelCard, folder: Path) -> None:
     path = folder / CARD
     if not card.data.get("license"):
         raise ValueError(f"Expected a licence in {path}, found none: {NO_LICENSE}")
-    link = str(card.data.get("license_link") or "")
+    link = license_link(card.data)
     if link and not _URL.match(link) and not (link in LICENSE_FILES and (folder / link).is_file()):
         raise ValueError(
             f"Expected the text of the licence where {path} links to, got {link}, which does not "
