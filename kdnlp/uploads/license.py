@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +50,10 @@ class License:
             target = folder / self.license_link
             if not target.exists() or not target.samefile(self.file):
                 shutil.copyfile(self.file, target)
+
+    def stands_in(self, card: ModelCard) -> bool:
+        """Whether it is the one that a card names."""
+        return all(card.data.get(name) == self.fields.get(name) for name in FIELDS)
 
     def add_to(self, card: ModelCard) -> None:
         """Write it into the metadata of a card, in place of what stands there."""
@@ -117,6 +122,22 @@ def check_stated(card: ModelCard, folder: Path) -> None:
             f"go along. A reader could not tell what is allowed. Put it into a file beside the "
             f"card called {' or '.join(LICENSE_FILES)}, or link to its address."
         )
+
+
+def with_own_license(files: Iterable[Path], card: ModelCard, folder: Path) -> list[Path]:
+    """The files without the text of a licence to which the card does not link.
+
+    It may be that of a licence which was replaced, and nobody could tell which of the two holds.
+    """
+    files, own = list(files), license_link(card.data)
+    others = {folder / name for name in LICENSE_FILES if name != own} & set(files)
+    for path in sorted(others):
+        logger.warning(
+            "%s is not published: the card there does not link to it, and it may be the text of "
+            "another licence. If it is that of this one, write license_link: %s into %s.",
+            path, path.name, CARD,
+        )  # fmt: skip
+    return [path for path in files if path not in others]
 
 
 NO_LICENSE = (
