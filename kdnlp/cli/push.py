@@ -12,7 +12,7 @@ from kdnlp.cli.parsing import PlainParser
 from kdnlp.files import replace_text
 from kdnlp.uploads.card_check import CARD, check_card, for_repo
 from kdnlp.uploads.export_section import with_export
-from kdnlp.uploads.license import as_license, check_stated
+from kdnlp.uploads.license import as_license, check_stated, with_own_license
 from kdnlp.uploads.plain_folder import check_complete
 from kdnlp.uploads.publishable import files_left_out
 from kdnlp.uploads.send import check_repo_id, claim_repo, hub, send
@@ -32,7 +32,7 @@ def main(command: str, argv: Sequence[str]) -> None:
     check_repo_id(options.repo_id)
     folder, console = Path(options.folder), Console()
     card = read_card(folder, options.license)
-    files = check_complete(folder)
+    files = with_own_license(check_complete(folder), card, folder)
     console.print(listing(folder, files, options.repo_id))
     if options.dry_run:
         console.print("Nothing was sent: --dry_run.")
@@ -53,7 +53,7 @@ def _parser(command: str) -> PlainParser:
     parser.add_argument("--repo_id", required=True, help="OWNER/NAME, or a NAME of your own")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
     parser.add_argument(
-        "--license", help="the model's licence, such as apache-2.0, where the card has none yet"
+        "--license", help="the model's licence, such as apache-2.0; default is what its card says"
     )
     parser.add_argument("--revision", help="branch, made unless it is there; without it main")
     parser.add_argument("--commit_message", default="Upload model", help="first line of the commit")

@@ -14,7 +14,7 @@ from kdnlp.hub.card import build_card
 from kdnlp.hub.origin import describe_origin
 from kdnlp.profiling.forward import max_positions
 from kdnlp.trainers.base import CompressionTrainer
-from kdnlp.uploads.license import as_license, find_license
+from kdnlp.uploads.license import as_license
 
 
 def publish_results(
@@ -65,9 +65,9 @@ def publish_results(
     if trainer.is_world_process_zero():
         revision = getattr(next(iter(models.values())).config, "_commit_hash", None)
         origin = describe_origin(base_model, revision)
-        trainer.license = trainer.license or find_license(base_model, revision)
-        if trainer.license is not None:
-            origin["license"] = as_license(trainer.license).fields
+        known = trainer.find_license(base_model, revision)
+        if known is not None:
+            origin["license"] = known.fields
         facts = describe_run(trainer, task, **origin, **run)
         # A teacher whose outputs are cached has left the run's device.
         report = CompressionReport.measure(

@@ -76,7 +76,10 @@ class DurableTrainer(WeightedLossTrainer):
             yield checkpoint
 
     def _claim(self, wish: str | bool | None, held: ExitStack) -> str | None:
-        """Lock the folder, and refuse whatever would stop the run, or lose it, later."""
+        """Lock the folder, and refuse whatever would stop the run, or lose it, later.
+
+        It is called on the main process alone, which decides for all.
+        """
         args, folder = self.args, str(self.args.output_dir)
         held.enter_context(output_dir_held(folder))
         checkpoint = find_checkpoint(str(wish) if wish else None, folder)

@@ -18,7 +18,14 @@ from kdnlp.files import replace_text
 from kdnlp.trainers.durable import DurableTrainer
 from kdnlp.uploads.card_check import CARD, check_card, for_repo, own_id_line
 from kdnlp.uploads.export_section import with_export
-from kdnlp.uploads.license import NO_LICENSE, License, as_license, check_stated, find_license
+from kdnlp.uploads.license import (
+    NO_LICENSE,
+    License,
+    as_license,
+    check_stated,
+    find_license,
+    with_own_license,
+)
 from kdnlp.uploads.plain_folder import check_complete
 from kdnlp.uploads.publishable import publishable_files
 from kdnlp.uploads.send import claim_repo, hub, send
@@ -62,12 +69,14 @@ class PublishingTrainer(DurableTrainer):
     The stock trainer would send its whole `output_dir`.
 
     Attributes:
-        license: of the model that is made: an id of the Hub, such as `apache-2.0`, or a `License`;
-            `None` is that of the model that it was loaded or built from, where its card says one.
+        license: of the model that is made: an id of the Hub, such as `apache-2.0`, or a `License`.
+            It takes the place of what the card says, whenever it is set; `None` is what the card
+            says, or that of the model that it was loaded or built from, where that one's says one.
         model_card: the text of a card with a report; `None` before there is one.
     """
 
     license: License | str | None = None
+    _inherited: License | None = None  # apart, for it does not replace what stands in a card
     model_card: str | None
     task: str
     hub_model_id: str | None  # type: ignore[assignment]
@@ -126,7 +135,7 @@ class PublishingTrainer(DurableTrainer):
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
-        self.license = self._known_license()
+        self.find_license()
         self.create_model_card(**kwargs)
         self._finish_current_push()
         folder = Path(str(self.args.output_dir))
@@ -191,12 +200,9 @@ class PublishingTrainer(DurableTrainer):
 
     def _claim(self, wish: str | bool | None, held: ExitStack) -> str | None:
         """Also remove what a killed run was about to push, and refuse one without a licence."""
-        if self.args.push_to_hub and self.model is not None:
-            self.license = self._known_license()
-            if self.license is None:
-                raise ValueError(
-                    f"push_to_hub needs a licence for the model, found none: {NO_LICENSE}"
-                )
+        publishes = self.args.push_to_hub and self.model is not None
+        if publishes and self.find_license() is None:
+            raise ValueError(f"push_to_hub needs a licence for the model, found none: {NO_LICENSE}")
         checkpoint = super()._claim(wish, held)
         pushing = getattr(self, "push_in_progress", None)
         if pushing is None or pushing.is_done():
@@ -215,33 +221,51 @@ class PublishingTrainer(DurableTrainer):
             given = {**dict(zip(names, args, strict=False)), **kwargs}
             self._write_card(Path(str(self.args.output_dir)), **given)
 
-    def _known_license(self) -> License | None:
-        """What is set, or what the model that the student was loaded or built from has."""
-        if self.license is not None:
-            return as_license(self.license)
-        config = self.student.config
-        return find_license(str(config._name_or_path), getattr(config, "_commit_hash", None))
+    def find_license(self, place: str | None = None, revision: str | None = None) -> License | None:
+        """The licence that is set, or else that of the model which this one is made from.
+
+        Args:
+            place: Hub id or folder of the latter; the default is where the student was loaded or
+                built from. It is asked until it has told one.
+            revision: of the latter on the Hub.
+
+        Raises:
+            ValueError: if what is set is no id of the Hub.
+        """
+        if self.license is None and self._inherited is None:
+            config = self.student.config
+            if place is None:
+                place, revision = str(config._name_or_path), getattr(config, "_commit_hash", None)
+            self._inherited = find_license(place, revision)
+        return self._license(None)
+
+    def _license(self, asked: License | str | None) -> License | None:
+        """What is asked for, or set, or was found, in this order."""
+        asked = asked or self.license
+        return self._inherited if asked is None else as_license(asked)
 
     def _write_card(self, folder: Path, **metadata: Any) -> None:
         """Write the card into a folder, and beside it the text of its licence."""
-        if self.license is not None:
-            as_license(self.license).put_into(folder)
-        replace_text(folder / CARD, self._card(**metadata))
+        text = self._card(**metadata)
+        known = self._license(metadata.get("license"))
+        if known is not None and known.stands_in(ModelCard(text)):
+            known.put_into(folder)
+        replace_text(folder / CARD, text)
 
     def _card(self, **metadata: Any) -> str:
         """The text of the card, which says at least how the model was trained."""
-        known = None if self.license is None else as_license(self.license)
+        asked = metadata.get("license") or self.license
+        known = self._license(asked)
         own_name = Path(str(self.args.output_dir)).absolute().name
         repo_id = getattr(self, "hub_model_id", None) or self.args.hub_model_id or own_name
         if self.model_card is not None:
             card = for_repo(ModelCard(self.model_card), repo_id)
-            if known is not None and not card.data.get("license"):
+            if known is not None and (asked is not None or not card.data.get("license")):
                 known.add_to(card)
             return str(card)
         tag, auto_class = _HEADS[self.task]
         tags = metadata.get("tags") or []
-        given = metadata.get("license")
-        licence = {"license": given} if given else known.fields if known else {}
+        licence: dict[str, Any] = dict(known.fields) if known else {}
         data = ModelCardData(
             language=metadata.get("language"),
             **licence,
@@ -265,13 +289,13 @@ class PublishingTrainer(DurableTrainer):
 
 
 def _checked_files(folder: Path) -> list[Path]:
-    """What may go of a folder, if its card and its model are whole and its licence is known.
+    """What goes of a folder, if its card and its model are whole and its licence is known.
 
     The card then tells of a graph that goes along.
     """
     card = check_card((folder / CARD).read_text(encoding="utf-8"))
     check_stated(card, folder)
-    files = check_complete(folder)
+    files = with_own_license(check_complete(folder), card, folder)
     told = str(with_export(card, folder, files))
     if told != str(card):
         replace_text(folder / CARD, told)

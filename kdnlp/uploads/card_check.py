@@ -95,6 +95,15 @@ def read_metadata(path: Path) -> dict[str, Any]:
         return {}
 
 
+def license_link(metadata: Any) -> str:
+    """Where the metadata of a card say that the text of the licence is; empty where they do not.
+
+    >>> license_link({"license": "other", "license_link": "./LICENSE"})
+    'LICENSE'
+    """
+    return str(metadata.get("license_link") or "").removeprefix("./")
+
+
 def own_id_line(repo_id: str) -> str:
     """What says in the text of a card, unseen, which of the models named there it is about."""
     return f"<!-- repo_id: {repo_id} -->"

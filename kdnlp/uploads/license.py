@@ -4,12 +4,13 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import ModelCard, constants, hf_hub_download
 
-from kdnlp.uploads.card_check import CARD, check_license, read_metadata
+from kdnlp.uploads.card_check import CARD, check_license, license_link, read_metadata
 from kdnlp.uploads.publishable import LICENSE_FILES
 from kdnlp.uploads.send import CONNECTION_ERROR
 
@@ -50,6 +51,10 @@ class License:
             if not target.exists() or not target.samefile(self.file):
                 shutil.copyfile(self.file, target)
 
+    def stands_in(self, card: ModelCard) -> bool:
+        """Whether it is the one that a card names."""
+        return all(card.data.get(name) == self.fields.get(name) for name in FIELDS)
+
     def add_to(self, card: ModelCard) -> None:
         """Write it into the metadata of a card, in place of what stands there."""
         for name in FIELDS:
@@ -87,7 +92,7 @@ def find_license(place: str, revision: str | None = None) -> License | None:
     fields = {name: data[name] for name in FIELDS if isinstance(data.get(name), str)}
     if not fields.get("license"):
         return None
-    link = fields.get("license_link", "").removeprefix("./")
+    link = license_link(fields)
     if not link or _URL.match(link):
         return License(**fields)
     if folder is None:
@@ -110,13 +115,29 @@ def check_stated(card: ModelCard, folder: Path) -> None:
     path = folder / CARD
     if not card.data.get("license"):
         raise ValueError(f"Expected a licence in {path}, found none: {NO_LICENSE}")
-    link = str(card.data.get("license_link") or "")
+    link = license_link(card.data)
     if link and not _URL.match(link) and not (link in LICENSE_FILES and (folder / link).is_file()):
         raise ValueError(
             f"Expected the text of the licence where {path} links to, got {link}, which does not "
             f"go along. A reader could not tell what is allowed. Put it into a file beside the "
             f"card called {' or '.join(LICENSE_FILES)}, or link to its address."
         )
+
+
+def with_own_license(files: Iterable[Path], card: ModelCard, folder: Path) -> list[Path]:
+    """The files without the text of a licence to which the card does not link.
+
+    It may be that of a licence which was replaced, and nobody could tell which of the two holds.
+    """
+    files, own = list(files), license_link(card.data)
+    others = {folder / name for name in LICENSE_FILES if name != own} & set(files)
+    for path in sorted(others):
+        logger.warning(
+            "%s is not published: the card there does not link to it, and it may be the text of "
+            "another licence. If it is that of this one, write license_link: %s into %s.",
+            path, path.name, CARD,
+        )  # fmt: skip
+    return [path for path in files if path not in others]
 
 
 NO_LICENSE = (

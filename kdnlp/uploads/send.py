@@ -4,7 +4,8 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
 
 from huggingface_hub import (
     CommitInfo,
@@ -13,11 +14,17 @@ from huggingface_hub import (
     HfApi,
     get_token,
 )
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+)
 from huggingface_hub.utils import validate_repo_id
 
 import kdnlp
-from kdnlp.uploads.publishable import comes_with_weights
+from kdnlp.uploads.card_check import CARD, license_link, read_metadata
+from kdnlp.uploads.publishable import LICENSE_FILES, comes_with_weights
 
 logger = logging.getLogger(__name__)
 
@@ -121,8 +128,8 @@ def send(
 
     What came with an earlier model's weights and does not come with these is removed by the same
     commit: its shards, of which transformers would load one file first, whichever is older; its
-    graphs, which answer otherwise; its report. What an interrupted call has uploaded is not sent
-    again.
+    graphs, which answer otherwise; its report. So is the text of a licence to which the card there
+    links, and the new one does not. What an interrupted call has uploaded is not sent again.
 
     Args:
         folder: what the names in the repository are relative to.
@@ -144,6 +151,9 @@ def send(
         names = {path.relative_to(folder).as_posix(): path for path in files}
         there = api.list_repo_files(repo_id, revision=revision)
         stale = [name for name in there if comes_with_weights(name) and name not in names]
+        texts = {*LICENSE_FILES}.intersection(there) - names.keys()
+        if texts and CARD in there:
+            stale += texts & {license_link(_metadata_there(api, repo_id, revision))}
         operations: list[CommitOperationDelete | CommitOperationAdd] = [
             *(CommitOperationDelete(name) for name in stale),
             *(CommitOperationAdd(name, str(path)) for name, path in names.items()),
@@ -151,6 +161,14 @@ def send(
         return api.create_commit(repo_id, operations, commit_message=message, revision=revision)
 
     return retried(commit, repo_id)
+
+
+def _metadata_there(api: HfApi, repo_id: str, revision: str | None) -> dict[str, Any]:
+    """The metadata of the card in a repository, as it is now."""
+    with TemporaryDirectory() as empty:  # a kept card would stand in for one that cannot be read
+        return read_metadata(
+            Path(api.hf_hub_download(repo_id, CARD, revision=revision, cache_dir=empty))
+        )
 
 
 def retried(
@@ -180,10 +198,14 @@ def retried(
 
 
 def _cause(error: BaseException) -> BaseException:
-    """What lies under the `RuntimeError` in which the client wraps a failed upload."""
-    while type(error) is RuntimeError and error.__cause__ is not None:
+    """What lies under the error in which the client wraps a failed upload or download."""
+    while _is_wrapped(error) and error.__cause__ is not None:
         error = error.__cause__
     return error
+
+
+def _is_wrapped(error: BaseException) -> bool:
+    return type(error) is RuntimeError or isinstance(error, LocalEntryNotFoundError)
 
 
 def _is_transient(error: BaseException) -> bool:

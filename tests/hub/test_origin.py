@@ -113,6 +113,17 @@ def test_the_text_of_a_licence_in_a_folder_goes_along(tmp_path):
     assert (base / "LICENSE.md").read_text() == "You may."
 
 
+@pytest.mark.parametrize("link", ["LICENSE", "./LICENSE"])
+def test_a_text_beside_the_card_is_found_whichever_way_the_card_links_to_it(tmp_path, link):
+    (tmp_path / "README.md").write_text(card(**OTHER, license_link=link))
+    made = ModelCard.load(tmp_path / "README.md")
+    with pytest.raises(ValueError, match="does not go along"):
+        check_stated(made, tmp_path)
+    (tmp_path / "LICENSE").write_text("You may.")
+    check_stated(made, tmp_path)
+    assert find_license(str(tmp_path)) == License("other", "own", "LICENSE", tmp_path / "LICENSE")
+
+
 @pytest.mark.parametrize("link", ["terms.txt", "../LICENSE", "/etc/passwd", "docs/LICENSE"])
 def test_another_file_is_not_handed_on_as_the_text_of_a_licence(tmp_path, link, caplog):
     (tmp_path / "README.md").write_text(card(**OTHER, license_link=link))
