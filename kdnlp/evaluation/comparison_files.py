@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from kdnlp.evaluation.against import Bounds, ComparisonTest
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 HEADER = (
-    *("task", "model", "blocks", "score, %", "kept, %", "agreement, %", "ECE, %"),
+    *("task", "model", "blocks", "score, %", "kept, %", "agrees, %", "ECE, %"),
     *("FLOPs", "speed-up", "runs"),
 )
 
@@ -35,9 +36,13 @@ TEST_HEADER = (
     *("over seeds [95%], p", "over rows [95%], p"),
 )
 
+_SCORES = ("model", "blocks", "score, %", "kept, %", "agrees, %", "runs")
+_COSTS = ("model", "FLOPs", "speed-up", "ECE, %")
+"""What a terminal shows beside each other."""
+
 CAPTION = (
     "Score: the mean of the task's metrics, measured once a run. Kept: percent of the original's "
-    "score, run by run. Agreement: percent of rows answered as the original does. ECE: expected "
+    "score, run by run. Agrees: percent of rows answered as the original does. ECE: expected "
     "calibration error, 15 bins. Mean and standard deviation over the runs. FLOPs and speed-up: "
     "how many times less than the original, each run's own, the speed-up by latency at each batch "
     "size."
@@ -94,11 +99,16 @@ def comparison_test_rows(tests: Sequence[ComparisonTest]) -> list[tuple[str, ...
 def comparison_tables(
     rows: Sequence[ComparisonRow], tests: Sequence[ComparisonTest] = ()
 ) -> list[Table]:
-    """The comparison as tables for the terminal."""
-    tables = [_terminal(TITLE, HEADER, comparison_rows(rows), CAPTION)]
-    if tests:
-        cells = comparison_test_rows(tests)
-        tables.append(_terminal("By chance?", TEST_HEADER, cells, TEST_CAPTION))
+    """The comparison as tables for a terminal, which has room for few columns: three a task."""
+    tables: list[Table] = []
+    for task in dict.fromkeys(row.task for row in rows):
+        cells = comparison_rows([row for row in rows if row.task == task])
+        tables.append(_terminal(f"{task}: {TITLE.lower()}", HEADER, cells, _SCORES))
+        tables.append(_terminal(f"{task}: costs and calibration", HEADER, cells, _COSTS))
+        tried = comparison_test_rows([test for test in tests if test.task == task])
+        if tried:
+            tables.append(_terminal(f"{task}: by chance?", TEST_HEADER, tried, TEST_HEADER[1:]))
+    tables[-1].caption = f"{CAPTION} {TEST_CAPTION}" if tests else CAPTION
     return tables
 
 
@@ -222,13 +232,13 @@ def _speedup_range(row: ComparisonRow, size: str) -> tuple[float, float]:
 
 
 def _terminal(
-    title: str, header: tuple[str, ...], rows: list[tuple[str, ...]], caption: str
+    title: str, header: tuple[str, ...], rows: list[tuple[str, ...]], shown: Sequence[str]
 ) -> Table:
-    table = Table(title=title, caption=caption)
-    for column in header:
-        table.add_column(column, overflow="fold")
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
+    for name in shown:
+        table.add_column(name, overflow="fold")
     for cells in rows:
-        table.add_row(*cells)
+        table.add_row(*(cells[header.index(name)] for name in shown))
     return table
 
 

@@ -35,8 +35,12 @@ class Legend:
 
     def draw(self, figure: "Figure", panel: "Axes") -> None:
         """Put it below the panels of a figure, all of which show the same artists."""
+        from matplotlib.container import ErrorbarContainer
+
         handles, labels = panel.get_legend_handles_labels()
-        artists = dict(zip(labels, handles, strict=True))
+        # Bars of no length would hide the shape of a point.
+        points = [h[0] if isinstance(h, ErrorbarContainer) else h for h in handles]
+        artists = dict(zip(labels, points, strict=True))
         figure.legend(
             [artists[name] for name in self.names],
             self.texts,

@@ -1,10 +1,12 @@
 """Runs that are merged keep their meaning: nothing counted twice, nothing mixed up."""
 
+import io
 import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from rich.console import Console
 from test_report import account, latency, small_report
 
 from kdnlp.evaluation import comparison_files
@@ -12,6 +14,7 @@ from kdnlp.evaluation.against import judge
 from kdnlp.evaluation.comparison import compare
 from kdnlp.evaluation.comparison_files import (
     comparison_rows,
+    comparison_tables,
     comparison_test_rows,
     save_comparison,
 )
@@ -304,6 +307,23 @@ def test_tests_are_written_beside_the_models_they_are_of(tmp_path):
     }
     assert saved["baseline"] == []
     assert saved["successor (theseus)"][0]["differences"] == pytest.approx([0.06, 0.06])
+
+
+def test_a_terminal_of_80_columns_shows_every_cell_in_one_line():
+    """Numbers that are broken over two lines cannot be read."""
+    scores = {1: (0.8, 0.71, 0.61), 2: (0.8, 0.74, 0.65), 3: (0.8, 0.78, 0.62)}
+    reports = [
+        behaving(run("distillation", seed, own), 0.9 + seed / 100, 0.1)
+        for seed, own in scores.items()
+    ]
+    console = Console(width=80, file=io.StringIO())
+    for table in comparison_tables(compare(reports)):
+        console.print(table)
+    lines = console.file.getvalue().splitlines()
+    for cells in comparison_rows(compare(reports)):
+        shown = [line for line in lines if f" {cells[1]} " in f" {line} "]
+        assert len(shown) == 2
+        assert all(any(f" {cell} " in f" {line} " for line in shown) for cell in cells[1:])
 
 
 def test_several_tasks_have_a_plot_each_whatever_their_names(tmp_path):
