@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-if os.environ["RANK"] == "1":
+if os.environ.get("RANK") == "1":
     os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # where nobody answers
     os.environ["HF_HOME"] += "-1"  # nor is what the first has downloaded found
 
