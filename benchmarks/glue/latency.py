@@ -36,7 +36,7 @@ def measure_latency(grid: Grid, results: Results, place: Place) -> dict[str, Any
         "depths": {
             model.name: [
                 {
-                    "batch_size": cell.batch_size,
+                    "batch_size": cell.latency.batch_size,
                     "median_ms": cell.latency.p50_ms,
                     "speedup": cell.speedup.ratio if cell.speedup else 1.0,
                     "low": cell.speedup.low if cell.speedup else 1.0,

@@ -17,14 +17,15 @@ import torch
 import yaml
 from transformers import BertModel
 
-from benchmarks.glue import train
+from benchmarks.glue import latency, train
 from benchmarks.glue.__main__ import HERE, SETTING, main
 from benchmarks.glue.drive import alone, run_grid
 from benchmarks.glue.grid import Grid
+from benchmarks.glue.latency import measure_latency
 from benchmarks.glue.plots import save_all
 from benchmarks.glue.quick import run_quick
 from benchmarks.glue.results import RESULTS, Results, wanted
-from benchmarks.glue.rows import find, read_rows
+from benchmarks.glue.rows import find, read_latency, read_rows
 from benchmarks.glue.sections import sections
 from benchmarks.glue.tables import Summary, replaced
 from benchmarks.glue.train import HOLDOUT, Place, run_cell, split_rows, teacher_folder
@@ -334,10 +335,22 @@ def test_the_plots_are_drawn(grid, tmp_path):
     grid, results = replace(grid, methods=grid.methods | methods, plan=plan), Results(tmp_path)
     fill(grid, results)
     cells = [{"batch_size": 32, "speedup": 2.0}]
-    latency = {"length": 128, "depths": {"6": cells, "3": cells}}
-    save_all(read_rows(grid, results), grid, latency, tmp_path / "plots")
+    measured = {"length": 128, "depths": {"6": cells, "3": cells}}
+    save_all(read_rows(grid, results), grid, measured, tmp_path / "plots")
     names = {path.name for path in (tmp_path / "plots").iterdir()}
     assert names == {"kept.png", "kept.svg", "rates.png", "rates.svg"}
+
+
+def test_latency_is_measured_for_every_depth_of_the_plan(place, grid, tmp_path, monkeypatch):
+    monkeypatch.setattr(latency, "BATCH_SIZES", (1, 2))
+    monkeypatch.setattr(latency, "LENGTH", 16)
+    monkeypatch.setattr(latency, "SECONDS", 0.1)
+    measured = measure_latency(grid, Results(tmp_path), place)
+    assert measured == read_latency(Results(tmp_path))
+    assert {depth: len(cells) for depth, cells in measured["depths"].items()} == {"4": 2, "2": 2}
+    assert [cell["batch_size"] for cell in measured["depths"]["2"]] == [1, 2]
+    assert measured["depths"]["2"][0]["flops_ratio"] == pytest.approx(2, rel=0.1)
+    assert {cell["speedup"] for cell in measured["depths"]["4"]} == {1.0}
 
 
 def test_the_readmes_hold_what_the_committed_results_say():
