@@ -9,12 +9,7 @@ from typing import Any
 
 import yaml
 
-from kdnlp.arguments import (
-    CompressionTrainingArguments,
-    DistillationTrainingArguments,
-    TheseusTrainingArguments,
-)
-from kdnlp.losses import LOSSES
+from kdnlp import LOSSES, CompressionTrainer, DistillationTrainer, TheseusTrainer
 
 TEACHER = "teacher"
 """The method of the cells that fine-tune the whole pretrained model."""
@@ -25,12 +20,13 @@ BASELINE = "baseline"
 NAMES = {"rte": "RTE", "mrpc": "MRPC", "stsb": "STS-B", "cola": "CoLA", "sst2": "SST-2"}
 """The tasks, and what tables call them."""
 
-ARGUMENTS: dict[str, type[CompressionTrainingArguments]] = {
-    "plain": CompressionTrainingArguments,
-    "distillation": DistillationTrainingArguments,
-    "theseus": TheseusTrainingArguments,
+PLAIN = "plain"
+
+TRAINERS: dict[str, type[CompressionTrainer]] = {
+    PLAIN: CompressionTrainer,
+    "distillation": DistillationTrainer,
+    "theseus": TheseusTrainer,
 }
-"""The trainers by name, and what their arguments are."""
 
 _EXTRAS = ("trained_blocks", "copies", "ensemble")
 _STAGE = {"trainer", "losses", "arguments"}
@@ -129,7 +125,7 @@ class Grid:
     def teachers(self, task: str) -> list[Cell]:
         """The cells out of which the task's teacher is chosen."""
         stage = {
-            "trainer": "plain",
+            "trainer": PLAIN,
             "epochs": self.tasks[task]["teacher_epochs"],
             "losses": None,
             "arguments": self.arguments,
@@ -169,7 +165,7 @@ class Grid:
             **{name: spec[name] for name in _EXTRAS if name in spec},
             "stages": [
                 {
-                    "trainer": stage.get("trainer", "plain"),
+                    "trainer": stage.get("trainer", PLAIN),
                     "epochs": epochs * stage.get("share", 1),
                     "losses": stage.get("losses"),
                     "arguments": {**self.arguments, **stage.get("arguments", {}), **slots},
@@ -198,12 +194,12 @@ def _check_method(where: str, spec: Mapping[str, Any]) -> None:
 
 
 def _check_stage(where: str, stage: Mapping[str, Any]) -> None:
-    trainer = stage.get("trainer", "plain")
-    _check_names(f"{where}, trainer", [trainer], ARGUMENTS)
-    known = {f.name for f in fields(ARGUMENTS[trainer])}
+    trainer = stage.get("trainer", PLAIN)
+    _check_names(f"{where}, trainer", [trainer], TRAINERS)
+    known = {f.name for f in fields(TRAINERS[trainer].arguments_class)}
     _check_names(f"{where}, arguments", stage.get("arguments", {}), known)
     _check_names(f"{where}, losses", stage.get("losses", {}), LOSSES)
-    if trainer == "plain" and (stage.get("losses") or stage.get("ensemble")):
+    if trainer == PLAIN and (stage.get("losses") or stage.get("ensemble")):
         raise ValueError(
             f"The grid's {where}: a plain trainer has no teacher, and its losses or ensemble would "
             "not be read. Name a trainer."

@@ -45,7 +45,7 @@ def run_quick(grid: Grid, results: Results, place: Place, jobs: int) -> int:
             return 1
     new = find(read_rows(small, fresh), TASK, METHOD, BLOCKS)
     assert new is not None
-    print(f"{time.perf_counter() - started:.0f} s, of which the teacher takes the most.")
+    print(f"{time.perf_counter() - started:.0f} s, the teacher's training among them.")
     return _compare(new, row)
 
 

@@ -31,7 +31,7 @@ class Results:
         path = self.folder / cell.path
         if not path.is_file():
             return None
-        result = self.read(path)
+        result = read_result(path)
         told = {name: result.get(name) for name in cell.described()}
         own, found = _flat(cell.described()), _flat(told)
         if own != found:
@@ -41,11 +41,6 @@ class Results:
                 "would be counted as something that it is not. Give the method another name in the "
                 "grid, or delete the file."
             )
-        return result
-
-    def read(self, path: Path) -> dict[str, Any]:
-        """What a file of results holds."""
-        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return result
 
     def put(self, cell: Cell, result: dict[str, Any]) -> None:
@@ -64,6 +59,12 @@ class Results:
             return None
         scores = [result[HOLDOUT]["score"] for result in results if result is not None]
         return cells[scores.index(max(scores))]
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """What a file of results holds."""
+    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return result
 
 
 def _flat(described: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks.glue.grid import NAMES, TEACHER, Grid
 from benchmarks.glue.plots import save_all
-from benchmarks.glue.results import Results
+from benchmarks.glue.results import Results, read_result
 from benchmarks.glue.rows import Row, find, read_latency, read_rows
 from benchmarks.glue.tables import MISSING, Summary, detail, insert, published
 from kdnlp.evaluation.tables import markdown_table
@@ -19,15 +19,17 @@ README_BLOCKS = 3
 
 def rebuild(grid: Grid, results: Results) -> None:
     """Write tables and plots anew from the results."""
-    for path, parts in sections(grid, results).items():
+    rows, latency = read_rows(grid, results), read_latency(results)
+    for path, parts in sections(grid, results, rows, latency).items():
         for name, lines in parts.items():
             insert(path, name, lines)
-    save_all(read_rows(grid, results), grid, read_latency(results), HERE / "plots")
+    save_all(rows, grid, latency, HERE / "plots")
 
 
-def sections(grid: Grid, results: Results) -> dict[Path, dict[str, list[str]]]:
+def sections(
+    grid: Grid, results: Results, rows: Sequence[Row], latency: dict[str, Any] | None
+) -> dict[Path, dict[str, list[str]]]:
     """By file and name of the marks, the lines that belong between them."""
-    rows, latency = read_rows(grid, results), read_latency(results)
     return {
         HERE / "README.md": {
             "summary": _summaries(rows, grid),
@@ -85,7 +87,7 @@ def _machines(grid: Grid, results: Results) -> list[str]:
     """What the cells ran on, with how many of them did."""
     count: dict[tuple[str, ...], int] = {}
     for path in sorted(results.folder.rglob("*-seed*.json")):
-        told = results.read(path)
+        told = read_result(path)
         versions = ", ".join(f"{name} {version}" for name, version in told["versions"].items())
         threads = str(told["machine"].get("threads", MISSING))
         key = (told["machine"]["device"], threads, versions)

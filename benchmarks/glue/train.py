@@ -16,15 +16,13 @@ from datasets import DatasetDict
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, set_seed
 
 import kdnlp
-from benchmarks.glue.grid import ARGUMENTS, Cell
+from benchmarks.glue.grid import PLAIN, TRAINERS, Cell
 from kdnlp import (
     GLUE_TASKS,
     LOSSES,
     CompressionTrainer,
     CompressionTrainingArguments,
-    DistillationTrainer,
     TeacherEnsemble,
-    TheseusTrainer,
     augment_tokens,
     build_collator,
     build_compute_metrics,
@@ -47,12 +45,6 @@ SPLIT_SEED = 0
 
 PARTIAL = "cell-"
 """How the folders begin that a cell has while it runs."""
-
-_TRAINERS: dict[str, Any] = {
-    "plain": CompressionTrainer,
-    "distillation": DistillationTrainer,
-    "theseus": TheseusTrainer,
-}
 
 
 @dataclass(frozen=True)
@@ -103,6 +95,7 @@ def run_cell(cell: Cell, place: Place, teachers: Sequence[Cell]) -> dict[str, An
     set_seed(cell.seed)
     place.work.mkdir(parents=True, exist_ok=True)
     task = replace(GLUE_TASKS[cell.task], eval_splits=(HOLDOUT, "validation"))
+    told = cell.described()
     folders = [teacher_folder(place, teacher) for teacher in teachers]
     if teachers:
         original, tokenizer = load_finetuned(str(folders[0]), task)
@@ -111,7 +104,7 @@ def run_cell(cell: Cell, place: Place, teachers: Sequence[Cell]) -> dict[str, An
     else:
         original, tokenizer = load_for_finetuning(place.model or cell.settings["model"], task)
         model = original
-    encoder = weights_digest(original.base_model.parameters())
+        told["encoder"] = weights_digest(original.base_model.parameters())
     rows = split_rows(task, place, cell.settings["holdout"])
     data = _Data(task, tokenizer, prepare(rows, task, tokenizer))
     copies = cell.settings.get("copies")
@@ -127,9 +120,7 @@ def run_cell(cell: Cell, place: Place, teachers: Sequence[Cell]) -> dict[str, An
     if not teachers:
         folders = [teacher_folder(place, cell)]
         _save_whole(trainer, folders[0], place)
-    told = {} if teachers else {"encoder": encoder}
     return {
-        **cell.described(),
         **told,
         "teachers": [folder_digest(folder) for folder in folders],
         "rows": _rows_digest(rows),
@@ -139,12 +130,7 @@ def run_cell(cell: Cell, place: Place, teachers: Sequence[Cell]) -> dict[str, An
         "optimizer_steps": steps,
         "seconds": round(time.perf_counter() - started, 1),
         "machine": describe_machine(place),
-        "versions": {
-            "kdnlp": kdnlp.__version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": _versions(),
     }
 
 
@@ -237,7 +223,7 @@ def _arguments(
     if stage["trainer"] == "distillation":
         cache = str(place.work / place.setting / "cache")
         values |= {"cache_teacher_outputs": True, "teacher_cache_dir": cache}
-    return ARGUMENTS[stage["trainer"]](folder, **values)
+    return TRAINERS[stage["trainer"]].arguments_class(folder, **values)
 
 
 def _trainer(
@@ -251,13 +237,19 @@ def _trainer(
         "compute_metrics": build_compute_metrics(data.task),
     }
     losses = {n: LOSSES[n](**own) for n, own in (stage["losses"] or {}).items()}
-    build = _TRAINERS[stage["trainer"]]
-    if stage["trainer"] == "plain":
+    build: Any = TRAINERS[stage["trainer"]]
+    if stage["trainer"] == PLAIN:
         trainer = build(model, args, **inputs)
     else:
         trainer = build(model, partner, args, losses=losses or None, **inputs)
     trainer.remove_callback(PrinterCallback)  # several cells would print at a time
     return trainer
+
+
+def _versions() -> dict[str, str]:
+    packages = (kdnlp, torch, transformers)
+    versions = {package.__name__: str(package.__version__) for package in packages}
+    return {**versions, "python": platform.python_version()}
 
 
 def describe_machine(place: Place) -> dict[str, Any]:

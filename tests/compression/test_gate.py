@@ -1,11 +1,11 @@
 """The gate lets no export pass that is another model, or a folder that is not plain."""
 
-import json
 import shutil
 
 import numpy as np
 import pytest
 import torch
+from changed_json import change
 from datasets import Dataset
 from kinds import tiny_head
 from transformers import DataCollatorWithPadding
@@ -107,14 +107,6 @@ def folder(tiny, tmp_path):
     for part in tiny:
         part.save_pretrained(tmp_path)
     return tmp_path
-
-
-def change(name, **values):
-    def apply(folder):
-        path = folder / name
-        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
-
-    return apply
 
 
 FAULTS = {

@@ -29,17 +29,20 @@ def base(tmp_path):
     return place
 
 
+def untrained(folder):
+    return build_trainer(
+        TRAINER_ROWS["finetuning"],
+        folder,
+        hub_model_id="me/small",
+        max_steps=1,
+        trainer_options={"processing_class": build_tokenizer()},
+    )
+
+
 @pytest.fixture
 def trainer(hub, base, tmp_path, undrawn):
     """It has published its model under the licence of its base, with a report."""
-    options = {"trainer_options": {"processing_class": build_tokenizer()}}
-    made = build_trainer(
-        TRAINER_ROWS["finetuning"],
-        tmp_path / "run",
-        hub_model_id="me/small",
-        max_steps=1,
-        **options,
-    )
+    made = untrained(tmp_path / "run")
     publish(made, base)
     made.push_to_hub()
     assert published(hub) == ["other", "own", "LICENSE"]
@@ -116,14 +119,7 @@ def test_what_was_found_is_not_taken_for_what_the_user_sets(base, tmp_path, undr
 def test_a_card_without_a_report_goes_without_the_text_of_a_licence_that_was_replaced(
     hub, base, tmp_path
 ):
-    options = {"trainer_options": {"processing_class": build_tokenizer()}}
-    made = build_trainer(
-        TRAINER_ROWS["finetuning"],
-        tmp_path / "run",
-        hub_model_id="me/small",
-        max_steps=1,
-        **options,
-    )
+    made = untrained(tmp_path / "run")
     made.student.config._name_or_path = str(base)
     made.push_to_hub(license="mit")
     assert published(hub) == ["mit", None, None]

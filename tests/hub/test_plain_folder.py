@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from changed_json import change
 from settings import tiny_model
 from transformers import BertForMaskedLM
 
@@ -16,14 +17,6 @@ def folder(tmp_path):
     tiny_model("bert", 2).save_pretrained(tmp_path)
     build_tokenizer().save_pretrained(tmp_path)
     return tmp_path
-
-
-def change(name, **values):
-    def apply(folder):
-        path = folder / name
-        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
-
-    return apply
 
 
 def report_labels(*names):
