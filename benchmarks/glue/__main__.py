@@ -1,9 +1,9 @@
 """GLUE: run the grid's missing cells, then rebuild tables and plots from all results.
 
-python -m benchmarks.glue --data_dir GLUE --model MINILM --jobs 2   # goes on where it was killed
-python -m benchmarks.glue --quick --data_dir GLUE --model MINILM    # one row again, in minutes
-python -m benchmarks.glue --latency --model MINILM                  # on an idle machine
-python -m benchmarks.glue --tables                                  # from the results alone
+python -m benchmarks.glue --data_dir GLUE --model MINILM --bf16 --jobs 2  # on from where it stopped
+python -m benchmarks.glue --quick --data_dir GLUE --model MINILM  # one row again, in minutes
+python -m benchmarks.glue --latency --model MINILM --bf16         # on an idle machine
+python -m benchmarks.glue --tables                                # from the results alone
 """
 
 import argparse
@@ -21,7 +21,7 @@ from benchmarks.glue.train import Place
 
 HERE = Path(__file__).resolve().parent
 GRID = HERE / "grid.yaml"
-SETTING = "cpu-float32"
+SETTING = "cpu-bfloat16"
 """The device and precision whose results the READMEs show."""
 
 
@@ -31,15 +31,16 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("benchmarks").setLevel(logging.INFO)
     place = Place(options.data_dir, options.model, options.work, options.device, options.bf16)
-    grid, results = Grid.read(options.grid), Results(options.results / place.setting)
+    setting = SETTING if options.tables else place.setting
+    grid, results = Grid.read(options.grid), Results(options.results / setting)
     shown = (options.grid, results.folder) == (GRID, RESULTS / SETTING)
-    if options.tables and not shown:
+    if options.tables and (options.bf16 or options.device != "cpu" or not shown):
         raise SystemExit(
-            f"--tables writes what {RESULTS / SETTING} and {GRID} say into the READMEs, got "
-            f"{results.folder} and {options.grid}. Leave --results, --grid, --device, --bf16 out."
+            f"--tables writes what {RESULTS / SETTING} and {GRID} say into the READMEs, and "
+            "nothing else. Leave --results, --grid, --device and --bf16 out."
         )
     if options.quick:
-        return run_quick(grid, results, place, options.jobs)
+        return run_quick(grid, Results(options.results / SETTING), place)
     failed = {}
     if options.latency:
         measure_latency(grid, results, place)

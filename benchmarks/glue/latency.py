@@ -13,24 +13,26 @@ from kdnlp.files import replace_text
 
 BATCH_SIZES = (1, 32)
 LENGTH = 128
+DTYPE = torch.float32
 SECONDS = 240.0
 
 
 def measure_latency(grid: Grid, results: Results, place: Place) -> dict[str, Any]:
     """Profile the whole model and a student of every number of blocks in the plan.
 
-    Writes `latency.json` beside the results. The machine has to be idle.
+    In float32, as students are saved, whatever they were trained in. Writes `latency.json` beside
+    the results of that training. The machine has to be idle.
     """
     whole, _ = load_for_finetuning(place.model or grid.model, GLUE_TASKS["mrpc"])
     depths = sorted({blocks for _, _, blocks, _ in grid.rows()}, reverse=True)
     models = {str(whole.config.num_hidden_layers): whole}
     models |= {str(blocks): build_student(whole, blocks) for blocks in depths}
-    dtype = torch.bfloat16 if place.bf16 else torch.float32
     profile = profile_models(
-        models, BATCH_SIZES, (LENGTH,), place.device, dtype, max_seconds=SECONDS
+        models, BATCH_SIZES, (LENGTH,), place.device, DTYPE, max_seconds=SECONDS
     )
     measured = {
         "length": LENGTH,
+        "dtype": str(DTYPE).removeprefix("torch."),
         "machine": describe_machine(place),
         "threads": torch.get_num_threads(),
         "depths": {

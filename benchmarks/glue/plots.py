@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.glue.grid import NAMES, Grid
+from benchmarks.glue.grid import NAMES, TEACHER, Grid
 from benchmarks.glue.rows import Row
 from benchmarks.glue.tables import Summary
 from kdnlp.evaluation.palette import COLOURS, MARKERS
@@ -24,22 +24,28 @@ HALF = "theseus-constant"
 def save_all(rows: Sequence[Row], grid: Grid, latency: dict[str, Any] | None, folder: Path) -> None:
     """Write every plot for which there are results, as PNG and SVG."""
     folder.mkdir(parents=True, exist_ok=True)
-    if latency is not None and (kept := _kept(rows, grid, latency)):
+    if latency is not None and (kept := kept_of(rows, grid, latency)):
         save_figure(lambda: _draw_kept(kept, latency), folder, "kept")
     if rates := _rates(rows, grid):
         save_figure(lambda: _draw_rates(rates), folder, "rates")
 
 
-def _kept(rows: Sequence[Row], grid: Grid, latency: dict[str, Any]) -> dict[tuple[str, int], float]:
-    """By method and blocks the mean share that was kept, of those with every task and a latency."""
-    kept = {}
+def kept_of(
+    rows: Sequence[Row], grid: Grid, latency: dict[str, Any]
+) -> dict[tuple[str, int], float]:
+    """By method and blocks the mean share that was kept, of those with every task and a latency.
+
+    The teacher comes first; nothing where no method has a share.
+    """
+    kept: dict[tuple[str, int], float] = {}
     for blocks in sorted({row.blocks for row in rows if str(row.blocks) in latency["depths"]}):
         summary = Summary(rows, grid, blocks)
         for method in summary.methods:
             share = summary.kept(method)
             if share is not None:
                 kept[method, blocks] = share
-    return kept
+    whole = max(map(int, latency["depths"]))
+    return {(TEACHER, whole): 100.0, **kept} if kept else {}
 
 
 def _draw_kept(kept: dict[tuple[str, int], float], latency: dict[str, Any]) -> "Figure":

@@ -10,23 +10,31 @@ from benchmarks.glue.results import Results
 from benchmarks.glue.rows import Row, find, read_rows
 from benchmarks.glue.train import Place
 
-TASK, METHOD, BLOCKS = "cola", "theseus", 3
-"""CoLA's texts are the shortest."""
+TASK, METHOD, BLOCKS = "mrpc", "theseus", 3
+"""Small, and a row that stands above the baseline."""
 
 DEVIATIONS = 2.0
 
 
-def run_quick(grid: Grid, results: Results, place: Place, jobs: int) -> int:
+def run_quick(grid: Grid, table: Results, place: Place) -> int:
     """Train a row's teacher and its first seed anew, and compare the score with the row.
+
+    Args:
+        grid: the table's.
+        table: the results that hold the row.
+        place: data, folders and device of the new training, which may be others than the row's.
 
     Returns:
         0 if the score lies within two standard deviations of the row's mean, else 1.
+
+    Raises:
+        ValueError: if there is no such row, or it has no spread.
     """
-    row = find(read_rows(grid, results), TASK, METHOD, BLOCKS)
-    teacher = results.chosen(grid.teachers(TASK))
+    row = find(read_rows(grid, table), TASK, METHOD, BLOCKS)
+    teacher = table.chosen(grid.teachers(TASK))
     if row is None or teacher is None or row.deviation is None:
         raise ValueError(
-            f"{results.folder} holds no {TASK} row of {METHOD} with a spread: there is nothing to "
+            f"{table.folder} holds no {TASK} row of {METHOD} with a spread: there is nothing to "
             "compare a new run with. Run the grid first."
         )
     seed = next(iter(row.scores))
@@ -41,11 +49,14 @@ def run_quick(grid: Grid, results: Results, place: Place, jobs: int) -> int:
     with alone(place.work):
         if again.work.exists():
             shutil.rmtree(again.work)
-        if run_grid(small, fresh, again, jobs):
+        if run_grid(small, fresh, again, jobs=1):  # one waits for the other: both have all threads
             return 1
     new = find(read_rows(small, fresh), TASK, METHOD, BLOCKS)
     assert new is not None
-    print(f"{time.perf_counter() - started:.0f} s, the teacher's training among them.")
+    print(
+        f"{time.perf_counter() - started:.0f} s, the teacher's training among them, in "
+        f"{place.setting}; the table's row is {table.folder.name}."
+    )
     return _compare(new, row)
 
 

@@ -79,7 +79,8 @@ def _speed(latency: dict[str, Any] | None) -> list[str]:
             lines.append((depth, str(cell["batch_size"]), milliseconds, speed, flops))
     header = ("blocks", "batch", "median latency, ms", "speed-up [95%]", "FLOPs")
     machine, threads = latency["machine"]["device"], latency["threads"]
-    said = f"{latency['length']} tokens, {machine}, {threads} threads, the models in turns."
+    of = f"{latency['length']} tokens, {latency['dtype']}"
+    said = f"{of}, {machine}, {threads} threads, the models in turns."
     return [*markdown_table(header, lines), "", said]
 
 

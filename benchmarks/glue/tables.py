@@ -123,7 +123,10 @@ def published(tasks: Sequence[str]) -> list[str]:
     """What others published, on other models."""
     lines = []
     for part in yaml.safe_load(PUBLISHED.read_text(encoding="utf-8")):
-        rows = [(row["model"], *(f"{row[task]:.1f}" for task in tasks)) for row in part["rows"]]
+        rows = [
+            (row["model"], *(f"{row[task]:.1f}" if task in row else MISSING for task in tasks))
+            for row in part["rows"]
+        ]
         lines += [f"{part['source'][0].upper()}{part['source'][1:]}:", ""]
         lines += [*markdown_table(("published", *(NAMES[task] for task in tasks)), rows), ""]
     return lines

@@ -220,7 +220,7 @@ def _arguments(
         "log_level": "error",
         **stage["arguments"],
     }
-    if stage["trainer"] == "distillation":
+    if stage["trainer"] == "distillation" or stage["losses"]:
         cache = str(place.work / place.setting / "cache")
         values |= {"cache_teacher_outputs": True, "teacher_cache_dir": cache}
     return TRAINERS[stage["trainer"]].arguments_class(folder, **values)

@@ -22,7 +22,7 @@ from benchmarks.glue.__main__ import HERE, SETTING, main
 from benchmarks.glue.drive import alone, run_grid
 from benchmarks.glue.grid import Grid
 from benchmarks.glue.latency import measure_latency
-from benchmarks.glue.plots import save_all
+from benchmarks.glue.plots import kept_of, save_all
 from benchmarks.glue.quick import run_quick
 from benchmarks.glue.results import RESULTS, Results, wanted
 from benchmarks.glue.rows import find, read_latency, read_rows
@@ -336,7 +336,13 @@ def test_the_plots_are_drawn(grid, tmp_path):
     fill(grid, results)
     cells = [{"batch_size": 32, "speedup": 2.0}]
     measured = {"length": 128, "depths": {"6": cells, "3": cells}}
-    save_all(read_rows(grid, results), grid, measured, tmp_path / "plots")
+    rows = read_rows(grid, results)
+    assert kept_of(rows, grid, measured) == {
+        ("teacher", 6): 100,
+        ("baseline", 3): 100,
+        ("theseus-constant", 3): 100,
+    }
+    save_all(rows, grid, measured, tmp_path / "plots")
     names = {path.name for path in (tmp_path / "plots").iterdir()}
     assert names == {"kept.png", "kept.svg", "rates.png", "rates.svg"}
 
@@ -459,8 +465,8 @@ def test_a_row_is_trained_anew_and_compared(
         monkeypatch.setattr(f"benchmarks.glue.quick.{name}", value)
     results, own = Results(tmp_path / "results"), replace(place, work=tmp_path / "work")
     with pytest.raises(ValueError, match="nothing to compare"):
-        run_quick(grid, results, own, 1)
+        run_quick(grid, results, own)
     fill(grid, results, {("logits", seed): score for seed, score in enumerate(scores, 1)})
-    assert run_quick(grid, results, own, 1) == status
+    assert run_quick(grid, results, own) == status
     assert said in capsys.readouterr().out
     assert (own.work / "quick" / "results" / "mrpc" / "2-blocks" / "logits").is_dir()

@@ -1,5 +1,6 @@
 """The recipes for several teachers, and for teachers with other inputs, run offline."""
 
+import copy
 import importlib.util
 import json
 from pathlib import Path
@@ -15,6 +16,7 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
+from kdnlp import DistillationTrainer
 from kdnlp.data.glue import GLUE_TASKS
 from kdnlp.data.synthetic import build_config, build_tokenizer, generate
 from kdnlp.evaluation import plots
@@ -129,3 +131,41 @@ def test_every_generation_and_the_ensembles_student_stand_in_the_report(layers, 
     ]
     assert not torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[1], weights[2])
+
+
+def test_the_successor_of_theseus_learns_on_with_all_it_has(root, capsys, monkeypatch):
+    out, seen = root / "both", {}
+    keep = DistillationTrainer.train
+
+    def train(self, *args, **kwargs):
+        seen["before"], seen["trainer"] = copy.deepcopy(self.student.state_dict()), self
+        return keep(self, *args, **kwargs)
+
+    monkeypatch.setattr(DistillationTrainer, "train", train)
+    report = run(
+        "theseus_then_distill", "--config", CONFIG, "--data_dir", root / "glue", "--num_layers",
+        "1", "--predecessor", root / "mrpc", "--output_dir", out,
+    )  # fmt: skip
+    names = ["predecessor", "successor", "baseline"]
+    assert [(m.name, m.num_layers) for m in report.models] == [*zip(names, (3, 1, 1), strict=True)]
+    assert (report.run["optimizer_steps"], report.run["first_share"]) == (1, 0.5)  # 2 before it
+    whole = AutoModelForSequenceClassification.from_pretrained(root / "mrpc").state_dict()
+    first = AutoModelForSequenceClassification.from_pretrained(out / "_theseus").state_dict()
+    last = AutoModelForSequenceClassification.from_pretrained(out).state_dict()
+    # The first stage leaves alone what is not a block, the second trains all but the teacher.
+    apart = {name for name in first if "layer." not in name}
+    assert all(torch.equal(first[name], whole[name]) for name in apart)
+    assert all(torch.equal(seen["before"][name], first[name]) for name in first)
+    teacher = seen["trainer"].teacher.state_dict()
+    assert all(torch.equal(teacher[name], whole[name]) for name in whole)
+    trained = {name for name in last if not torch.equal(last[name], first[name])}
+    assert {name.split(".")[1] for name in trained} >= {"embeddings", "encoder", "pooler"}
+    assert "classifier.weight" in trained
+    assert (out / "report.md").read_text() in capsys.readouterr().out
+
+
+def test_a_share_that_leaves_a_stage_empty_is_refused(root):
+    with pytest.raises(ValueError, match=r"--first_share must lie in \(0, 1\), got 1.0"):
+        run("theseus_then_distill", "--task", "mrpc", "--predecessor", root / "mrpc",
+            "--output_dir", root / "never", "--first_share", "1")  # fmt: skip
+    assert not (root / "never").exists()
