@@ -3,6 +3,7 @@
 import copy
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-from kdnlp import DistillationTrainer
+from kdnlp import CompressionTrainer, DistillationTrainer
 from kdnlp.data.glue import GLUE_TASKS
 from kdnlp.data.synthetic import build_config, build_tokenizer, generate
 from kdnlp.evaluation import plots
@@ -87,11 +88,11 @@ def root(tmp_path_factory):
         yield root
 
 
-def run(name, *arguments):
+def run(name, *arguments, last=NEVER):
     spec = importlib.util.spec_from_file_location(name, ROOT / "recipes" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.main([*map(str, arguments), *TINY, *NEVER])
+    return module.main([*map(str, arguments), *TINY, *last])
 
 
 @pytest.mark.parametrize("columns", [(), ("--teacher_columns", "sentence", "note")])
@@ -162,6 +163,39 @@ def test_the_successor_of_theseus_learns_on_with_all_it_has(root, capsys, monkey
     assert {name.split(".")[1] for name in trained} >= {"embeddings", "encoder", "pooler"}
     assert "classifier.weight" in trained
     assert (out / "report.md").read_text() in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("killed_in", ["first", "second"])
+def test_a_run_killed_in_either_stage_goes_on_and_ends_the_same(killed_in, root, monkeypatch):
+    """A checkpoint of the second stage is enough; one of the first goes on in its own folder."""
+    out, steps = root / f"killed-{killed_in}", []
+    saved = ("--save_strategy", "steps", "--save_steps", "1", "--max_steps", "4", *NEVER[:2])
+    arguments = (
+        "theseus_then_distill", "--config", CONFIG, "--data_dir", root / "glue", "--num_layers",
+        "1", "--predecessor", root / "mrpc", "--output_dir", out,
+    )  # fmt: skip
+    run(*arguments, last=saved)
+    whole = AutoModelForSequenceClassification.from_pretrained(out).state_dict()
+    own = out / "_theseus" if killed_in == "first" else out
+    gone = [out / "checkpoint-1", out / "checkpoint-2"] if killed_in == "first" else []
+    for folder in (*gone, own / "checkpoint-2"):
+        shutil.rmtree(folder, ignore_errors=True)
+    for name in ("model.safetensors", "report.json"):
+        (out / name).unlink()
+    keep = CompressionTrainer.training_step
+
+    def step(self, *args, **kwargs):
+        steps.append((type(self).__name__, self.state.global_step))
+        return keep(self, *args, **kwargs)
+
+    monkeypatch.setattr(CompressionTrainer, "training_step", step)
+    run(*arguments, "--resume_from_checkpoint", "last", last=saved)
+    rest = [("DistillationTrainer", 1)] if killed_in == "second" else [
+        ("TheseusTrainer", 1), ("DistillationTrainer", 0), ("DistillationTrainer", 1),
+    ]  # fmt: skip
+    assert [taken for taken in steps if taken[0] != "CompressionTrainer"] == rest
+    again = AutoModelForSequenceClassification.from_pretrained(out).state_dict()
+    assert all(torch.equal(again[name], whole[name]) for name in whole)
 
 
 def test_a_share_that_leaves_a_stage_empty_is_refused(root):
