@@ -25,13 +25,20 @@ INSERTIONS = {
 }
 
 _INSERTION = re.compile(r"^<!-- (\w+)((?: [\w.]+)*) -->$", re.MULTILINE)
-_PAGES_OF_THE_REPOSITORY = {"../recipes/README.md": "recipes.md"}
+_PAGES_OF_THE_REPOSITORY = {
+    "recipes/README.md": "recipes.md",
+    "benchmarks/glue/README.md": "glue.md",
+}
+_PICTURES = "benchmarks/glue/plots/*.svg"
 
 
 def generated_pages() -> dict[str, str]:
     """Markdown by path below docs/ of every page that is made."""
-    recipes = (ROOT / "recipes" / "README.md").read_text(encoding="utf-8")
-    return {**loss_pages(), **command_pages(), **api_pages(), "recipes.md": recipes}
+    own = {
+        page: (ROOT / source).read_text(encoding="utf-8")
+        for source, page in _PAGES_OF_THE_REPOSITORY.items()
+    }
+    return {**loss_pages(), **command_pages(), **api_pages(), **own}
 
 
 def with_insertions(markdown: str) -> str:
@@ -51,17 +58,20 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the made pages."""
+    """Add the made pages, and the pictures of the repository's own."""
     for path, markdown in config.extra["made"].items():
         files.append(File.generated(config, path, content=markdown))
+    for picture in sorted(ROOT.glob(_PICTURES)):
+        name = f"plots/{picture.name}"
+        files.append(File.generated(config, name, abs_src_path=str(picture)))
     return files
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Insert what the code says, and lead links into the repository to the site's own pages."""
+    up = "../" * page.file.src_uri.count("/")
     for target, own in _PAGES_OF_THE_REPOSITORY.items():
-        up = "../" * page.file.src_uri.count("/")
-        markdown = markdown.replace(f"({up}{target}", f"({up}{own}")
+        markdown = markdown.replace(f"({up}../{target}", f"({up}{own}")
     return with_insertions(markdown)
 
 

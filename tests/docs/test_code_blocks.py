@@ -28,6 +28,10 @@ NOT_RUN = {
     ("README.md", "pip install ."): "installs from a package index",
     ("tutorials/recipe.md", "accelerate launch"): "starts a process a GPU; tests/distributed does",
     ("recipes.md", "accelerate launch"): "starts processes under FSDP2; tests/distributed does",
+    (
+        "glue.md",
+        "python -m benchmarks.glue",
+    ): "takes hours; tests/benchmarks runs small ones",
 }
 """The beginning of each block that is not run, and why."""
 
