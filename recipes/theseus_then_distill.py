@@ -1,9 +1,9 @@
 """Compress a GLUE model by BERT-of-Theseus, then let the successor learn from it with all it has.
 
-In the first stage the replacing rate rises to 1 and the successor's blocks alone are trained (Xu et
-al. 2020, arXiv 2002.02925). In the second the successor is a student like any other: embeddings and
-head learn too, from labels and soft answers (Hinton et al. 2015, arXiv 1503.02531), with a
-learning rate that warms up again. Both together take the steps that the arguments say.
+First the replacing rate rises to 1 and the successor's blocks alone are trained (Xu et al. 2020,
+arXiv 2002.02925); then embeddings and head learn too, from labels and soft answers (Hinton et al.
+2015, arXiv 1503.02531). The rate rises over the whole first stage, whatever --replacing_fraction
+says, and each stage warms up. Not tried on several processes.
 
 python recipes/theseus_then_distill.py --config recipes/configs/mrpc.yaml \
     --predecessor out/mrpc --num_layers 6 --output_dir out/mrpc-both
@@ -12,13 +12,15 @@ python recipes/theseus_then_distill.py --config recipes/configs/mrpc.yaml \
 import copy
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
-from transformers import DataCollatorWithPadding, set_seed
+from transformers import DataCollatorWithPadding, TrainerState, set_seed
 
 from kdnlp import (
     GLUE_TASKS,
     CompressionReport,
     CompressionTrainer,
+    CompressionTrainingArguments,
     DistillationTrainer,
     DistillationTrainingArguments,
     LogitsLoss,
@@ -33,6 +35,10 @@ from kdnlp import (
     parse_arguments,
     publish_results,
 )
+from kdnlp.trainers.output_dir import check_output_dir
+
+FIRST = "_theseus"
+STATE = "trainer_state.json"
 
 
 @dataclass(kw_only=True)
@@ -50,11 +56,10 @@ class Script:
 
 def main(argv: list[str] | None = None) -> CompressionReport | None:
     script, args = parse_arguments((Script, TheseusTrainingArguments), argv, section="theseus")
-    if not 0 < script.first_share < 1:
-        raise ValueError(
-            f"--first_share must lie in (0, 1), got {script.first_share}. It is the share of the "
-            "run that replaces; without a part of either, use `kdnlp theseus` or `kdnlp distill`."
-        )
+    theseus_args, rest_args = stages(args, script.first_share)
+    checkpoint = args.checkpoint_to_resume()
+    if not (checkpoint or theseus_args.resume_from_checkpoint or args.overwrite_output_dir):
+        check_output_dir(args.output_dir)
     set_seed(args.seed)
 
     # The predecessor is a model that was fine-tuned on this task; anything else is refused here.
@@ -76,16 +81,16 @@ def main(argv: list[str] | None = None) -> CompressionReport | None:
         "compute_metrics": build_compute_metrics(task),
     }
     # A checkpoint of the second stage has the successor as it is by then.
-    checkpoint = args.checkpoint_to_resume()
     if checkpoint is None:
-        own = first_stage(args, script.first_share)
-        theseus = TheseusTrainer(successor, predecessor, own, **common)
-        theseus.train(resume_from_checkpoint=own.checkpoint_to_resume())
+        theseus = TheseusTrainer(successor, predecessor, theseus_args, **common)
+        theseus.train(resume_from_checkpoint=theseus_args.checkpoint_to_resume())
         theseus.save_model()
+        theseus.save_state()
         successor = theseus.student  # all of it can be trained further
+    before = TrainerState.load_from_json(str(Path(args.output_dir, FIRST, STATE))).global_step
 
-    rest = second_stage(args, 1 - script.first_share)
-    trainer = DistillationTrainer(successor, predecessor, rest, {"logits": LogitsLoss()}, **common)
+    losses = {"logits": LogitsLoss()}
+    trainer = DistillationTrainer(successor, predecessor, rest_args, losses, **common)
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()  # a plain transformers model; nothing of the predecessor is in it
 
@@ -96,39 +101,53 @@ def main(argv: list[str] | None = None) -> CompressionReport | None:
 
     students = {"successor": trainer.student, "baseline": baseline.student}
     models = {"predecessor": predecessor, **students}
-    metrics = {
-        name: evaluate_model(model, rest, data, task, tokenizer) for name, model in models.items()
+    metrics = {n: evaluate_model(m, rest_args, data, task, tokenizer) for n, m in models.items()}
+    whole = {
+        "method": "theseus-then-distillation",
+        "first_share": script.first_share,
+        "replacing": [args.replacing_schedule, args.initial_replacing_rate, args.slot_sizes],
+        "citations": [TheseusTrainer.citation, DistillationTrainer.citation],
+        "optimizer_steps": before + trainer.state.global_step,
+        "epochs": None if args.max_steps > 0 else args.num_train_epochs,
     }
-    report = publish_results(
-        trainer, models, metrics, task, script.predecessor, first_share=script.first_share
-    )
+    report = publish_results(trainer, models, metrics, task, script.predecessor, **whole)
     if report is not None:  # on the main process
         print(Path(args.output_dir, "report.md").read_text(encoding="utf-8"))
     return report
 
 
-def first_stage(args: TheseusTrainingArguments, share: float) -> TheseusTrainingArguments:
-    """A share of the run in a folder of its own; the rate is 1 where it ends."""
-    own = copy.copy(args)
-    own.output_dir = str(Path(args.output_dir, "_theseus"))
-    own.overwrite_output_dir, own.push_to_hub = True, False
-    own.resume_from_checkpoint = args.resume_from_checkpoint and args.newest_checkpoint_wish()
-    own.replacing_fraction, own.allow_incomplete_replacement = 1.0, True
-    own.loss_weights = None  # these are the second stage's
-    own.num_train_epochs *= share
-    if args.max_steps > 0:
-        own.max_steps = max(1, round(args.max_steps * share))
-    return own
-
-
-def second_stage(args: TheseusTrainingArguments, share: float) -> DistillationTrainingArguments:
-    """The rest of the run, as arguments of distillation."""
-    names = [f.name for f in fields(DistillationTrainingArguments) if f.init]
-    rest = DistillationTrainingArguments(**{name: getattr(args, name) for name in names})
-    rest.num_train_epochs *= share
-    if args.max_steps > 0:
-        rest.max_steps = max(1, args.max_steps - round(args.max_steps * (1 - share)))
-    return rest
+def stages(
+    args: TheseusTrainingArguments, share: float
+) -> tuple[TheseusTrainingArguments, DistillationTrainingArguments]:
+    """The arguments of both stages, each with its part of the steps or epochs."""
+    first, epochs = round(args.max_steps * share), args.num_train_epochs
+    if not 0 < share < 1 or (args.max_steps > 0 and not 0 < first < args.max_steps):
+        raise ValueError(
+            f"--first_share must leave both stages a part of the run, got {share} of max_steps="
+            f"{args.max_steps}. For one alone take `kdnlp theseus` or `kdnlp distill`."
+        )
+    if args.unfreeze_after_replacement:
+        raise ValueError("--unfreeze_after_replacement: the second stage trains everything anyway.")
+    common = {f.name for f in fields(CompressionTrainingArguments)}
+    distilling = {f.name for f in fields(DistillationTrainingArguments)}
+    values: dict[str, Any] = {f.name: getattr(args, f.name) for f in fields(args) if f.init}
+    resumed = str(args.resume_from_checkpoint).lower() not in ("none", "false")
+    replacing = {n: v for n, v in values.items() if n not in distilling - common} | {
+        "output_dir": str(Path(args.output_dir, FIRST)),
+        "overwrite_output_dir": True,
+        "push_to_hub": False,
+        "load_best_model_at_end": False,  # before the rate is 1 there is no whole successor
+        "resume_from_checkpoint": args.newest_checkpoint_wish() if resumed else None,
+        "replacing_fraction": 1.0,
+        "allow_incomplete_replacement": True,
+        "num_train_epochs": epochs * share,
+        "max_steps": first if args.max_steps > 0 else -1,
+    }
+    rest = {n: v for n, v in values.items() if n in distilling} | {
+        "num_train_epochs": epochs * (1 - share),
+        "max_steps": args.max_steps - first if args.max_steps > 0 else -1,
+    }
+    return TheseusTrainingArguments(**replacing), DistillationTrainingArguments(**rest)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ _PLACE = re.compile(r"<[a-z_]+(?: \d+)?>")
 METHODS = {
     "theseus": "BERT-of-Theseus module replacement",
     "distillation": "knowledge distillation",
+    "theseus-then-distillation": "BERT-of-Theseus module replacement, then knowledge distillation",
     "fine-tuning": "fine-tuning a shallower model",
 }
 

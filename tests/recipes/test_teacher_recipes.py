@@ -149,7 +149,9 @@ def test_the_successor_of_theseus_learns_on_with_all_it_has(root, capsys, monkey
     )  # fmt: skip
     names = ["predecessor", "successor", "baseline"]
     assert [(m.name, m.num_layers) for m in report.models] == [*zip(names, (3, 1, 1), strict=True)]
-    assert (report.run["optimizer_steps"], report.run["first_share"]) == (1, 0.5)  # 2 before it
+    assert (report.run["optimizer_steps"], report.run["first_share"]) == (3, 0.5)
+    assert report.run["method"] == "theseus-then-distillation"
+    assert ["xu2020bert" in report.run["citations"][0], len(report.run["citations"])] == [True, 2]
     whole = AutoModelForSequenceClassification.from_pretrained(root / "mrpc").state_dict()
     first = AutoModelForSequenceClassification.from_pretrained(out / "_theseus").state_dict()
     last = AutoModelForSequenceClassification.from_pretrained(out).state_dict()
@@ -198,8 +200,29 @@ def test_a_run_killed_in_either_stage_goes_on_and_ends_the_same(killed_in, root,
     assert all(torch.equal(again[name], whole[name]) for name in whole)
 
 
-def test_a_share_that_leaves_a_stage_empty_is_refused(root):
-    with pytest.raises(ValueError, match=r"--first_share must lie in \(0, 1\), got 1.0"):
-        run("theseus_then_distill", "--task", "mrpc", "--predecessor", root / "mrpc",
-            "--output_dir", root / "never", "--first_share", "1")  # fmt: skip
-    assert not (root / "never").exists()
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--first_share", "1"], "leave both stages a part of the run, got 1.0"),
+        (["--first_share", "0.1"], "leave both stages a part of the run, got 0.1 of max_steps=3"),
+        (["--unfreeze_after_replacement", "true"], "trains everything anyway"),
+        (["--resume_from_checkpoint", "false"], "already holds another run"),
+    ],
+)
+def test_what_would_not_be_two_stages_is_refused_before_training(flags, said, root, tmp_path):
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(ValueError, match=said):
+        run("theseus_then_distill", "--config", CONFIG, "--data_dir", root / "glue",
+            "--predecessor", root / "mrpc", "--output_dir", tmp_path, *flags)  # fmt: skip
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_what_the_second_stage_alone_reads_is_kept_from_the_first(root):
+    out = root / "weighed"
+    report = run(
+        "theseus_then_distill", "--config", CONFIG, "--data_dir", root / "glue", "--num_layers",
+        "1", "--predecessor", root / "mrpc", "--output_dir", out, "--loss_weights",
+        "task=0.5,logits=0.5", "--final_loss_weights", "task=1,logits=0", "--cache_teacher_outputs",
+    )  # fmt: skip
+    assert report.run["arguments"]["final_loss_weights"] == {"task": 1.0, "logits": 0.0}
+    assert report.run["optimizer_steps"] == 3
