@@ -1,6 +1,7 @@
 """How much faster the students are: measured once for a device, for the weights do not matter."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -33,8 +34,7 @@ def measure_latency(grid: Grid, results: Results, place: Place) -> dict[str, Any
     measured = {
         "length": LENGTH,
         "dtype": str(DTYPE).removeprefix("torch."),
-        "machine": describe_machine(place),
-        "threads": torch.get_num_threads(),
+        "machine": describe_machine(replace(place, threads=torch.get_num_threads())),
         "depths": {
             model.name: [
                 {

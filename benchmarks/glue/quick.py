@@ -2,7 +2,11 @@
 
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import replace
+
+import numpy as np
+from scipy import stats
 
 from benchmarks.glue.drive import alone, run_grid
 from benchmarks.glue.grid import Grid
@@ -10,10 +14,10 @@ from benchmarks.glue.results import Results
 from benchmarks.glue.rows import Row, find, read_rows
 from benchmarks.glue.train import Place
 
-TASK, METHOD, BLOCKS = "mrpc", "theseus", 3
-"""Small, and a row that stands above the baseline."""
+TASK, METHOD, BLOCKS = "mrpc", "theseus-then-kd", 3
+"""Small, and a row that stands clear of the baseline."""
 
-DEVIATIONS = 2.0
+LEVEL = 0.95
 
 
 def run_quick(grid: Grid, table: Results, place: Place) -> int:
@@ -25,7 +29,7 @@ def run_quick(grid: Grid, table: Results, place: Place) -> int:
         place: data, folders and device of the new training, which may be others than the row's.
 
     Returns:
-        0 if the score lies within two standard deviations of the row's mean, else 1.
+        0 if the score lies where one more seed of the row would, by Student's t, else 1.
 
     Raises:
         ValueError: if there is no such row, or it has no spread.
@@ -35,7 +39,7 @@ def run_quick(grid: Grid, table: Results, place: Place) -> int:
     if row is None or teacher is None or row.deviation is None:
         raise ValueError(
             f"{table.folder} holds no {TASK} row of {METHOD} with a spread: there is nothing to "
-            "compare a new run with. Run the grid first."
+            f"compare a new run with. Run the grid first, in the setting {table.folder.name}."
         )
     seed = next(iter(row.scores))
     small = replace(
@@ -61,12 +65,21 @@ def run_quick(grid: Grid, table: Results, place: Place) -> int:
 
 
 def _compare(new: Row, row: Row) -> int:
-    assert row.deviation is not None
-    within = abs(new.mean - row.mean) <= DEVIATIONS * row.deviation
+    low, high = expected(list(row.scores.values()))
+    within = low <= new.mean <= high
     print(
         f"{row.task}, {row.method}, {row.blocks} blocks: {new.mean:.1f} now, "
         f"{row.mean:.1f} ± {row.deviation:.1f} over {len(row.scores)} seeds in the table: "
-        f"{'within' if within else 'NOT within'} {DEVIATIONS:g} standard deviations; teacher "
-        f"{100 * new.teacher_score:.1f} now, {100 * row.teacher_score:.1f} there."
+        f"{'within' if within else 'NOT within'} [{low:.1f}, {high:.1f}], where 95 of 100 further "
+        f"seeds would lie; teacher {100 * new.teacher_score:.1f} now, "
+        f"{100 * row.teacher_score:.1f} there."
     )
     return 0 if within else 1
+
+
+def expected(scores: Sequence[float]) -> tuple[float, float]:
+    """The interval, in percent, in which one more seed's score lies with a chance of `LEVEL`."""
+    values, count = 100 * np.array(scores), len(scores)
+    spread = values.std(ddof=1) * np.sqrt(1 + 1 / count)
+    low, high = stats.t.interval(LEVEL, count - 1, values.mean(), spread)
+    return float(low), float(high)

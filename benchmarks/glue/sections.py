@@ -78,7 +78,7 @@ def _speed(latency: dict[str, Any] | None) -> list[str]:
             milliseconds = f"{cell['median_ms']:.1f}"
             lines.append((depth, str(cell["batch_size"]), milliseconds, speed, flops))
     header = ("blocks", "batch", "median latency, ms", "speed-up [95%]", "FLOPs")
-    machine, threads = latency["machine"]["device"], latency["threads"]
+    machine, threads = latency["machine"]["device"], latency["machine"].get("threads", MISSING)
     of = f"{latency['length']} tokens, {latency['dtype']}"
     said = f"{of}, {machine}, {threads} threads, the models in turns."
     return [*markdown_table(header, lines), "", said]

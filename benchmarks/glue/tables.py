@@ -22,8 +22,9 @@ MISSING = "-"
 class Summary:
     """The rows of a table of one number of blocks: methods by tasks.
 
-    Means are over those of the grid's averaged tasks that the baseline has been run on; a method
-    that lacks one of them has none.
+    Means are over those of the grid's averaged tasks that the baseline has been run on. A method
+    that lacks one of them, or has one seed where the baseline has several, has none: the first seed
+    is also what chooses the learning rate.
     """
 
     rows: Sequence[Row]
@@ -89,9 +90,13 @@ class Summary:
             return ""
         return "" if row.mean - base.mean > max(row.deviation, base.deviation) else " ="
 
+    def _has_seeds(self, row: Row) -> bool:
+        base = find(self.rows, row.task, BASELINE, self.blocks)
+        return row.deviation is not None or base is None or base.deviation is None
+
     def _mean(self, method: str, value: Callable[[Row], float | None]) -> float | None:
         rows = [find(self.rows, task, method, self.blocks) for task in self.averaged]
-        values = [value(row) if row else None for row in rows]
+        values = [value(row) if row and self._has_seeds(row) else None for row in rows]
         known = [v for v in values if v is not None]
         return float(np.mean(known)) if known and len(known) == len(values) else None
 

@@ -23,7 +23,7 @@ from benchmarks.glue.drive import alone, run_grid
 from benchmarks.glue.grid import Grid
 from benchmarks.glue.latency import measure_latency
 from benchmarks.glue.plots import kept_of, save_all
-from benchmarks.glue.quick import run_quick
+from benchmarks.glue.quick import expected, run_quick
 from benchmarks.glue.results import RESULTS, Results, wanted
 from benchmarks.glue.rows import find, read_latency, read_rows
 from benchmarks.glue.sections import sections
@@ -452,10 +452,17 @@ def test_a_teacher_that_comes_out_otherwise_is_refused(place, grid, tmp_path, mo
     assert results.get(student) is None
 
 
+def test_one_more_seed_is_expected_where_students_t_says():
+    low, high = expected([0.79, 0.80, 0.81])
+    assert (low, high) == pytest.approx(
+        (80 - 4.303 * (4 / 3) ** 0.5, 80 + 4.303 * (4 / 3) ** 0.5), abs=1e-3
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("scores", "status", "said"),
-    [((0.1, 0.9), 0, "within 2"), ((0.998, 0.999), 1, "NOT within 2")],
+    [((0.1, 0.9), 0, ": within ["), ((0.998, 0.999), 1, ": NOT within [")],
     ids=["wide", "narrow"],
 )
 def test_a_row_is_trained_anew_and_compared(
