@@ -1,12 +1,13 @@
 """The plots of the grid: what was kept at which speed, and how the replacing rate matters."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.glue.grid import NAMES, TEACHER, Grid
+from benchmarks.glue.grid import BASELINE, NAMES, TEACHER, Grid
 from benchmarks.glue.rows import Row
 from benchmarks.glue.tables import Summary
 from kdnlp.evaluation.palette import COLOURS, MARKERS
@@ -33,19 +34,24 @@ def save_all(rows: Sequence[Row], grid: Grid, latency: dict[str, Any] | None, fo
 def kept_of(
     rows: Sequence[Row], grid: Grid, latency: dict[str, Any]
 ) -> dict[tuple[str, int], float]:
-    """By method and blocks the mean share that was kept, of those with every task and a latency.
+    """By method and blocks the mean share that was kept, over the tasks that all depths have.
 
-    The teacher comes first; nothing where no method has a share.
+    The teacher, then at each depth the baseline and what gained most over it on the hold-out;
+    nothing where no depth has a mean and a latency.
     """
-    kept: dict[tuple[str, int], float] = {}
-    for blocks in sorted({row.blocks for row in rows if str(row.blocks) in latency["depths"]}):
+    whole, *depths = sorted(map(int, latency["depths"]), reverse=True)
+    depths = [d for d in depths if Summary(rows, grid, d).averaged]
+    tasks = [t for t in grid.averaged if all(t in Summary(rows, grid, d).averaged for d in depths)]
+    grid, kept = replace(grid, averaged=tasks), {(TEACHER, whole): 100.0}
+    for blocks in depths:
         summary = Summary(rows, grid, blocks)
-        for method in summary.methods:
-            share = summary.kept(method)
-            if share is not None:
+        gains = {m: summary.over(m, "holdout") for m in summary.methods}
+        best = max((m for m in gains if gains[m] is not None), key=gains.__getitem__, default=None)
+        for method in (BASELINE, best):
+            share = None if method is None else summary.kept(method)
+            if method is not None and share is not None:
                 kept[method, blocks] = share
-    whole = max(map(int, latency["depths"]))
-    return {(TEACHER, whole): 100.0, **kept} if kept else {}
+    return kept if len(kept) > 1 else {}
 
 
 def _draw_kept(kept: dict[tuple[str, int], float], latency: dict[str, Any]) -> "Figure":
