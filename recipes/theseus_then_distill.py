@@ -1,15 +1,13 @@
 """Compress a GLUE model by BERT-of-Theseus, then let the successor learn from it with all it has.
 
 First the replacing rate rises to 1 and the successor's blocks alone are trained (Xu et al. 2020,
-arXiv 2002.02925); then embeddings and head learn too, from labels and soft answers (Hinton et al.
-2015, arXiv 1503.02531). The rate rises over the whole first stage, whatever --replacing_fraction
-says, and each stage warms up. Not tried on several processes.
+arXiv 2002.02925); then embeddings and head learn too, from soft answers as well (Hinton et al.
+2015, arXiv 1503.02531). --replacing_fraction is not read; each stage warms up. For one process.
 
 python recipes/theseus_then_distill.py --config recipes/configs/mrpc.yaml \
     --predecessor out/mrpc --num_layers 6 --output_dir out/mrpc-both
 """
 
-import copy
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -37,9 +35,6 @@ from kdnlp import (
 )
 from kdnlp.trainers.output_dir import check_output_dir
 
-FIRST = "_theseus"
-STATE = "trainer_state.json"
-
 
 @dataclass(kw_only=True)
 class Script:
@@ -49,30 +44,24 @@ class Script:
     num_layers: int = field(default=6, metadata={"help": "Blocks of the successor."})
     init_layers: str = field(default="first", metadata={"help": "first, last or spaced."})
     max_length: int | None = field(default=None, metadata={"help": "Most tokens an example has."})
-    first_share: float = field(
-        default=0.5, metadata={"help": "Share of the run that replaces, in (0, 1)."}
-    )
+    first_share: float = field(default=0.5, metadata={"help": "Share that replaces, in (0, 1)."})
 
 
 def main(argv: list[str] | None = None) -> CompressionReport | None:
     script, args = parse_arguments((Script, TheseusTrainingArguments), argv, section="theseus")
     theseus_args, rest_args = stages(args, script.first_share)
     checkpoint = args.checkpoint_to_resume()
-    if not (checkpoint or theseus_args.resume_from_checkpoint or args.overwrite_output_dir):
+    resumes = str(args.resume_from_checkpoint).lower() not in ("none", "false")
+    if not (resumes or args.overwrite_output_dir):
         check_output_dir(args.output_dir)
     set_seed(args.seed)
 
-    # The predecessor is a model that was fine-tuned on this task; anything else is refused here.
     task = GLUE_TASKS[script.task]
     predecessor, tokenizer = load_finetuned(script.predecessor, task)
     task = in_model_order(task, predecessor.config)  # it may number the labels in its own way
     task = replace(task, max_length=script.max_length or task.max_length)
     data = load_glue(task, tokenizer, script.data_dir)
-
-    # The successor: the same model with fewer blocks, copied from the predecessor's.
     successor = build_student(predecessor, script.num_layers, script.init_layers)
-    initial = copy.deepcopy(successor)
-
     common = {
         "train_dataset": data["train"],
         "eval_dataset": data[task.eval_splits[0]],
@@ -87,22 +76,24 @@ def main(argv: list[str] | None = None) -> CompressionReport | None:
         theseus.save_model()
         theseus.save_state()
         successor = theseus.student  # all of it can be trained further
-    before = TrainerState.load_from_json(str(Path(args.output_dir, FIRST, STATE))).global_step
+    state = Path(theseus_args.output_dir, "trainer_state.json")
+    before = TrainerState.load_from_json(str(state)).global_step
 
     losses = {"logits": LogitsLoss()}
     trainer = DistillationTrainer(successor, predecessor, rest_args, losses, **common)
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()  # a plain transformers model; nothing of the predecessor is in it
 
-    # The same initial model, fine-tuned plainly for the steps of both stages.
+    # The same initial model, fine-tuned plainly for the steps of both.
+    initial = build_student(predecessor, script.num_layers, script.init_layers)
     baseline_args = args.for_baseline(str(Path(args.output_dir, "_baseline")))
     baseline = CompressionTrainer(initial, baseline_args, **common)
     baseline.train()
 
-    students = {"successor": trainer.student, "baseline": baseline.student}
-    models = {"predecessor": predecessor, **students}
+    names = ("predecessor", "successor", "baseline")
+    models = dict(zip(names, (predecessor, trainer.student, baseline.student), strict=True))
     metrics = {n: evaluate_model(m, rest_args, data, task, tokenizer) for n, m in models.items()}
-    whole = {
+    whole: dict[str, Any] = {
         "method": "theseus-then-distillation",
         "first_share": script.first_share,
         "replacing": [args.replacing_schedule, args.initial_replacing_rate, args.slot_sizes],
@@ -116,37 +107,30 @@ def main(argv: list[str] | None = None) -> CompressionReport | None:
     return report
 
 
-def stages(
-    args: TheseusTrainingArguments, share: float
-) -> tuple[TheseusTrainingArguments, DistillationTrainingArguments]:
-    """The arguments of both stages, each with its part of the steps or epochs."""
+def stages(args: TheseusTrainingArguments, share: float) -> tuple[Any, Any]:
+    """The arguments of Theseus and of distillation, each with its part of the steps or epochs."""
     first, epochs = round(args.max_steps * share), args.num_train_epochs
     if not 0 < share < 1 or (args.max_steps > 0 and not 0 < first < args.max_steps):
-        raise ValueError(
-            f"--first_share must leave both stages a part of the run, got {share} of max_steps="
-            f"{args.max_steps}. For one alone take `kdnlp theseus` or `kdnlp distill`."
-        )
+        said = f"a part of the run, got {share} of max_steps={args.max_steps}"
+        raise ValueError(f"--first_share must leave both stages {said}.")
     if args.unfreeze_after_replacement:
         raise ValueError("--unfreeze_after_replacement: the second stage trains everything anyway.")
     common = {f.name for f in fields(CompressionTrainingArguments)}
     distilling = {f.name for f in fields(DistillationTrainingArguments)}
     values: dict[str, Any] = {f.name: getattr(args, f.name) for f in fields(args) if f.init}
-    resumed = str(args.resume_from_checkpoint).lower() not in ("none", "false")
     replacing = {n: v for n, v in values.items() if n not in distilling - common} | {
-        "output_dir": str(Path(args.output_dir, FIRST)),
+        "output_dir": str(Path(args.output_dir, "_theseus")),
         "overwrite_output_dir": True,
         "push_to_hub": False,
         "load_best_model_at_end": False,  # before the rate is 1 there is no whole successor
-        "resume_from_checkpoint": args.newest_checkpoint_wish() if resumed else None,
         "replacing_fraction": 1.0,
         "allow_incomplete_replacement": True,
         "num_train_epochs": epochs * share,
-        "max_steps": first if args.max_steps > 0 else -1,
     }
-    rest = {n: v for n, v in values.items() if n in distilling} | {
-        "num_train_epochs": epochs * (1 - share),
-        "max_steps": args.max_steps - first if args.max_steps > 0 else -1,
-    }
+    rest = {n: v for n, v in values.items() if n in distilling}
+    rest["num_train_epochs"] = epochs * (1 - share)
+    if args.max_steps > 0:
+        replacing["max_steps"], rest["max_steps"] = first, args.max_steps - first
     return TheseusTrainingArguments(**replacing), DistillationTrainingArguments(**rest)
 
 
