@@ -1,6 +1,7 @@
-"""GLUE: run the grid's missing cells, then rebuild tables and plots from all results.
+"""GLUE: run a study's missing cells, then rebuild tables and plots from all results.
 
 python -m benchmarks.glue --data_dir GLUE --model MINILM --bf16 --jobs 2  # on from where it stopped
+python -m benchmarks.glue --study hunt --data_dir GLUE --model MINILM --jobs 2
 python -m benchmarks.glue --quick --data_dir GLUE --model MINILM  # one row again, in minutes
 python -m benchmarks.glue --latency --model MINILM --bf16         # on an idle machine
 python -m benchmarks.glue --tables                                # from the results alone
@@ -16,13 +17,14 @@ from benchmarks.glue.grid import Grid
 from benchmarks.glue.latency import measure_latency
 from benchmarks.glue.quick import run_quick
 from benchmarks.glue.results import RESULTS, Results
-from benchmarks.glue.sections import rebuild
+from benchmarks.glue.sections import MAIN, rebuild, shown
 from benchmarks.glue.train import Place
 
 HERE = Path(__file__).resolve().parent
 GRID = HERE / "grid.yaml"
-SETTING = "cpu-bfloat16"
-"""The device and precision whose results the READMEs show."""
+
+_TRAINING = ("grid", "study", "data_dir", "model", "results", "work", "device", "bf16", "jobs")
+"""The flags that say what is run, and where."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -31,23 +33,19 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("benchmarks").setLevel(logging.INFO)
     place = Place(options.data_dir, options.model, options.work, options.device, options.bf16)
-    setting = SETTING if options.tables else place.setting
-    grid, results = Grid.read(options.grid), Results(options.results / setting)
-    shown = (options.grid, results.folder) == (GRID, RESULTS / SETTING)
-    if options.tables and (options.bf16 or options.device != "cpu" or not shown):
-        raise SystemExit(
-            f"--tables writes what {RESULTS / SETTING} and {GRID} say into the READMEs, and "
-            "nothing else. Leave --results, --grid, --device and --bf16 out."
-        )
+    studies = Grid.read(options.grid)
+    if options.study not in studies:
+        raise SystemExit(f"--study: expected one of {', '.join(studies)}; got {options.study}.")
+    grid, results = studies[options.study], Results(options.results / place.setting)
     if options.quick:
-        return run_quick(grid, Results(options.results / SETTING), place)
+        return run_quick(grid, Results(options.results / grid.setting), place)
     failed = {}
     if options.latency:
         measure_latency(grid, results, place)
     elif not options.tables:
         failed = run_grid(grid, results, place, options.jobs)
-    if shown:
-        rebuild(grid, results)
+    if options.tables or (options.grid, results.folder) == (GRID, shown(grid).folder):
+        rebuild(studies)
     return 1 if failed else 0
 
 
@@ -59,10 +57,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--grid", type=_path, default=GRID, help="the YAML file")
+    parser.add_argument("--study", default=MAIN, help="one of the YAML file; default %(default)s")
     parser.add_argument("--data_dir", help="folder of GLUE; without it, the Hub's")
     parser.add_argument("--model", help="folder or Hub id of the encoder; default the grid's")
     parser.add_argument("--results", type=_path, default=RESULTS, help="folder of the JSON files")
-    parser.add_argument("--work", type=_path, default="out/glue", help="teachers and caches")
+    parser.add_argument("--work", type=_path, default=_path("out/glue"), help="teachers and caches")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--bf16", action="store_true", help="train under autocast")
     parser.add_argument("--jobs", type=int, default=1, help="cells that run at a time")
@@ -70,7 +69,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     what.add_argument("--quick", action="store_true", help="run one row again and compare it")
     what.add_argument("--latency", action="store_true", help="measure speed-ups, train nothing")
     what.add_argument("--tables", action="store_true", help="rebuild the tables, run nothing")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    beside = {name for name in _TRAINING if getattr(options, name) != parser.get_default(name)}
+    if options.tables and beside:
+        parser.error(
+            f"--tables writes what {RESULTS} and {GRID} say into the READMEs, and nothing else. "
+            f"Leave {', '.join(f'--{name}' for name in sorted(beside))} out."
+        )
+    return options
 
 
 def _path(text: str) -> Path:

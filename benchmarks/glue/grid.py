@@ -1,4 +1,7 @@
-"""The grid as its YAML file says it: which cells there are, and everything that decides a cell."""
+"""The grid as its YAML file says it: which cells there are, and everything that decides a cell.
+
+A study is a plan over the same methods; its results are compared with each other alone.
+"""
 
 import json
 import math
@@ -68,7 +71,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Grid:
-    """The YAML file, checked: what would be skipped in silence, or fail after hours, is refused.
+    """A study of the YAML file, checked: what would be skipped, or fail after hours, is refused.
 
     Attributes:
         model: the pretrained encoder's name on the Hub.
@@ -79,6 +82,7 @@ class Grid:
         teacher: the learning rates that are tried, and the seed.
         student: the learning rates that are tried.
         methods: what trains a student.
+        setting: the device and precision whose results of this study the READMEs show.
         plan: which rows are run, in this order.
 
     Raises:
@@ -93,6 +97,7 @@ class Grid:
     teacher: dict[str, Any]
     student: dict[str, Any]
     methods: dict[str, dict[str, Any]]
+    setting: str
     plan: list[dict[str, list[Any]]]
 
     def __post_init__(self) -> None:
@@ -111,11 +116,15 @@ class Grid:
             _check_names(f"plan for {method}, blocks", [blocks], by_blocks)
 
     @classmethod
-    def read(cls, path: Path) -> "Grid":
-        """The grid of a YAML file."""
+    def read(cls, path: Path) -> dict[str, "Grid"]:
+        """The studies of a YAML file, by name."""
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        _check_names("file", values, {f.name for f in fields(cls)})
-        return cls(**values)
+        own = {"setting", "plan"}
+        _check_names("file", values, {f.name for f in fields(cls)} - own | {"studies"})
+        studies = values.pop("studies")
+        for name, study in studies.items():
+            _check_names(f"study {name}", study, own)
+        return {name: cls(**values, **study) for name, study in studies.items()}
 
     def against(self, method: str) -> str:
         """The method of the same budget that this one is compared with."""

@@ -1,12 +1,12 @@
 """What the READMEs hold of the results: each part by the name of its marks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.glue.grid import NAMES, TEACHER, Grid
 from benchmarks.glue.plots import save_all
-from benchmarks.glue.results import Results, read_result
+from benchmarks.glue.results import RESULTS, Results, read_result
 from benchmarks.glue.rows import Row, find, read_latency, read_rows
 from benchmarks.glue.tables import MISSING, Summary, detail, insert, published
 from kdnlp.evaluation.tables import markdown_table
@@ -14,33 +14,42 @@ from kdnlp.evaluation.tables import markdown_table
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 
+MAIN = "methods"
+"""The study of which the README at the root shows a table, and `quick.py` runs a row again."""
+
 README_BLOCKS = 3
 
 
-def rebuild(grid: Grid, results: Results) -> None:
-    """Write tables and plots anew from the results."""
-    rows, latency = read_rows(grid, results), read_latency(results)
-    for path, parts in sections(grid, results, rows, latency).items():
+def rebuild(studies: Mapping[str, Grid]) -> None:
+    """Write tables and plots anew from the committed results."""
+    for path, parts in sections(studies).items():
         for name, lines in parts.items():
             insert(path, name, lines)
-    save_all(rows, grid, latency, HERE / "plots")
+    for grid in studies.values():
+        results = shown(grid)
+        save_all(read_rows(grid, results), grid, read_latency(results), HERE / "plots")
 
 
-def sections(
-    grid: Grid, results: Results, rows: Sequence[Row], latency: dict[str, Any] | None
-) -> dict[Path, dict[str, list[str]]]:
+def shown(grid: Grid) -> Results:
+    """The committed results of a study, of the device and precision that it names."""
+    return Results(RESULTS / grid.setting)
+
+
+def sections(studies: Mapping[str, Grid]) -> dict[Path, dict[str, list[str]]]:
     """By file and name of the marks, the lines that belong between them."""
-    return {
-        HERE / "README.md": {
-            "summary": _summaries(rows, grid),
-            "speed": _speed(latency),
-            "by task": _by_task(rows, grid),
-            "machines": _machines(grid, results),
-            "missing": _missing(rows, grid),
-            "published": published(list(grid.tasks)),
-        },
-        ROOT / "README.md": {"glue": Summary(rows, grid, README_BLOCKS).markdown()},
+    main = studies[MAIN]
+    parts = {
+        "speed": _speed(read_latency(shown(main))),
+        "machines": _machines(studies),
+        "published": published(list(main.tasks)),
     }
+    for name, grid in studies.items():
+        rows = read_rows(grid, shown(grid))
+        parts[f"{name}, summary"] = _summaries(rows, grid)
+        parts[f"{name}, by task"] = _by_task(rows, grid)
+        parts[f"{name}, missing"] = _missing(rows, grid)
+    glue = Summary(read_rows(main, shown(main)), main, README_BLOCKS).markdown()
+    return {HERE / "README.md": parts, ROOT / "README.md": {"glue": glue}}
 
 
 def _depths(rows: Sequence[Row]) -> list[int]:
@@ -84,17 +93,18 @@ def _speed(latency: dict[str, Any] | None) -> list[str]:
     return [*markdown_table(header, lines), "", said]
 
 
-def _machines(grid: Grid, results: Results) -> list[str]:
+def _machines(studies: Mapping[str, Grid]) -> list[str]:
     """What the cells ran on, with how many of them did."""
     count: dict[tuple[str, ...], int] = {}
-    for path in sorted(results.folder.rglob("*-seed*.json")):
-        told = read_result(path)
-        versions = ", ".join(f"{name} {version}" for name, version in told["versions"].items())
-        threads = str(told["machine"].get("threads", MISSING))
-        key = (told["machine"]["device"], threads, versions)
-        count[key] = count.get(key, 0) + 1
+    for setting in dict.fromkeys(grid.setting for grid in studies.values()):
+        for path in sorted((RESULTS / setting).rglob("*-seed*.json")):
+            told = read_result(path)
+            versions = ", ".join(f"{name} {version}" for name, version in told["versions"].items())
+            threads = str(told["machine"].get("threads", MISSING))
+            key = (setting, told["machine"]["device"], threads, versions)
+            count[key] = count.get(key, 0) + 1
     lines = [(*key, str(number)) for key, number in count.items()]
-    return markdown_table(("machine", "threads a cell", "versions", "cells"), lines)
+    return markdown_table(("results", "machine", "threads a cell", "versions", "cells"), lines)
 
 
 def _missing(rows: Sequence[Row], grid: Grid) -> list[str]:

@@ -14,11 +14,10 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
-import yaml
 from transformers import BertModel
 
 from benchmarks.glue import latency, train
-from benchmarks.glue.__main__ import HERE, SETTING, main
+from benchmarks.glue.__main__ import GRID, main
 from benchmarks.glue.drive import alone, run_grid
 from benchmarks.glue.grid import Grid
 from benchmarks.glue.latency import measure_latency
@@ -80,8 +79,11 @@ methods:
     ensemble: true
     copies: 1
     trained_blocks: [1]
-plan:
-  - {{tasks: [mrpc], blocks: [2], seeds: [1, 2], methods: [baseline, logits, both, uneven]}}
+studies:
+  methods:
+    setting: cpu-float32
+    plan:
+      - {{tasks: [mrpc], blocks: [2], seeds: [1, 2], methods: [baseline, logits, both, uneven]}}
 """
 
 
@@ -117,7 +119,7 @@ def restored_state():
 
 @pytest.fixture
 def grid(place):
-    return Grid.read(place.work.parent / "grid.yaml")
+    return Grid.read(place.work.parent / "grid.yaml")["methods"]
 
 
 def told(cell, holdout, validation=0.5, teacher="same", rows="these"):
@@ -194,13 +196,16 @@ def test_a_result_of_other_settings_is_refused(grid, tmp_path):
         ("title: logits, trainer", "titel: logits, trainer", "got \\['titel'\\]"),
         ("methods: [baseline, logits", "methods: [base, logits", "got \\['base'\\]"),
         ("tasks: [mrpc]", "tasks: [rte]", "got \\['rte'\\]"),
+        ("plan:", "plans:", "study methods: .*got \\['plans'\\]"),
+        ("holdout:", "held_out:", "got \\['held_out'\\]"),
     ],
 )
-def test_a_name_that_there_is_not_is_refused_before_anything_runs(old, new, what):
+def test_a_name_that_there_is_not_is_refused_before_anything_runs(old, new, what, tmp_path):
     text = SMALL.replace(old, new).format(model="m")
     assert text != SMALL.format(model="m")
+    (tmp_path / "grid.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=what):
-        Grid(**yaml.safe_load(text))
+        Grid.read(tmp_path / "grid.yaml")
 
 
 def test_the_hold_out_is_apart_from_what_trains_and_the_same_every_time(place):
@@ -316,10 +321,20 @@ def test_two_runs_of_one_folder_are_refused(place, grid, tmp_path):
         run_grid(grid, Results(tmp_path / "results"), replace(place, work=tmp_path / "work"), 1)
 
 
-@pytest.mark.parametrize("flags", [["--bf16"], ["--device", "cuda"], ["--results", "elsewhere"]])
-def test_tables_of_other_results_than_the_readmes_are_refused(flags):
-    with pytest.raises(SystemExit, match="--tables writes what"):
+@pytest.mark.parametrize(
+    "flags", [["--bf16"], ["--device", "cuda"], ["--results", "elsewhere"], ["--study", "hunt"]]
+)
+def test_tables_of_other_results_than_the_readmes_are_refused(flags, capsys):
+    with pytest.raises(SystemExit):
         main(["--tables", *flags])
+    error = capsys.readouterr().err
+    assert "--tables writes what" in error
+    assert f"Leave {flags[0]} out" in error
+
+
+def test_an_unknown_study_is_refused():
+    with pytest.raises(SystemExit, match="expected one of methods, hunt; got hunts"):
+        main(["--study", "hunts"])
 
 
 def test_the_plots_are_drawn(grid, tmp_path):
@@ -360,9 +375,7 @@ def test_latency_is_measured_for_every_depth_of_the_plan(place, grid, tmp_path, 
 
 
 def test_the_readmes_hold_what_the_committed_results_say():
-    grid, results = Grid.read(HERE / "grid.yaml"), Results(RESULTS / SETTING)
-    rows, latency = read_rows(grid, results), read_latency(results)
-    for path, parts in sections(grid, results, rows, latency).items():
+    for path, parts in sections(Grid.read(GRID)).items():
         text = path.read_text(encoding="utf-8")
         for name, lines in parts.items():
             assert replaced(text, name, lines) == text, f"{path}: {name}; run --tables"
@@ -383,7 +396,7 @@ def test_a_killed_grid_goes_on_and_ends_like_one_that_was_not(place, grid, tmp_p
     command += ["--data_dir", place.data_dir, "--results", tmp_path / "killed", "--jobs", "2"]
     command += ["--work", tmp_path / "work"]
     env = {**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "hf")}
-    killed = tmp_path / "killed" / SETTING
+    killed = tmp_path / "killed" / "cpu-float32"
     with subprocess.Popen(command, cwd=ROOT, env=env, start_new_session=True) as process:
         while len(list(killed.rglob("*.json"))) < 3:
             assert process.poll() is None
