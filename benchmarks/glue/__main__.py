@@ -17,7 +17,7 @@ from benchmarks.glue.grid import Grid
 from benchmarks.glue.latency import measure_latency
 from benchmarks.glue.quick import run_quick
 from benchmarks.glue.results import RESULTS, Results
-from benchmarks.glue.sections import MAIN, rebuild, shown
+from benchmarks.glue.sections import MAIN, committed, rebuild
 from benchmarks.glue.train import Place
 
 HERE = Path(__file__).resolve().parent
@@ -28,7 +28,7 @@ _TRAINING = ("grid", "study", "data_dir", "model", "results", "work", "device", 
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the grid; 1 if a cell failed."""
+    """Run a study; 1 if a cell failed."""
     options = parse(argv)
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("benchmarks").setLevel(logging.INFO)
@@ -39,18 +39,26 @@ def main(argv: list[str] | None = None) -> int:
     grid, results = studies[options.study], Results(options.results / place.setting)
     if options.quick:
         return run_quick(grid, Results(options.results / grid.setting), place)
+    others = {name for name, other in studies.items() if other.setting == place.setting}
+    foreign = others and grid.setting != place.setting
+    if options.results == RESULTS and foreign and not options.tables:
+        raise SystemExit(
+            f"{results.folder} holds results of --study {' and '.join(sorted(others))}; those of "
+            f"{options.study} in this device and precision would be counted beside them. Give "
+            "--results another folder."
+        )
     failed = {}
     if options.latency:
         measure_latency(grid, results, place)
     elif not options.tables:
         failed = run_grid(grid, results, place, options.jobs)
-    if options.tables or (options.grid, results.folder) == (GRID, shown(grid).folder):
+    if options.tables or (options.grid, results.folder) == (GRID, committed(grid).folder):
         rebuild(studies)
     return 1 if failed else 0
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """Folders, device and jobs."""
+    """Study, folders, device, jobs, and what is done instead of running cells."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.glue",
         description=__doc__,

@@ -120,14 +120,14 @@ class Grid:
         """The studies of a YAML file, by name."""
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
         own = {"setting", "plan"}
-        _check_names("file", values, {f.name for f in fields(cls)} - own | {"studies"})
+        _check_all("file", values, {f.name for f in fields(cls)} - own | {"studies"})
         studies = values.pop("studies")
         for name, study in studies.items():
-            _check_names(f"study {name}", study, own)
+            _check_all(f"study {name}", study, own)
         return {name: cls(**values, **study) for name, study in studies.items()}
 
     def against(self, method: str) -> str:
-        """The method of the same budget that this one is compared with."""
+        """The fine-tuning, of the same budget or start, that this method is compared with."""
         name: str = self.methods[method].get("against", BASELINE)
         return name
 
@@ -213,6 +213,13 @@ def _check_stage(where: str, stage: Mapping[str, Any]) -> None:
             f"The grid's {where}: a plain trainer has no teacher, and its losses or ensemble would "
             "not be read. Name a trainer."
         )
+
+
+def _check_all(where: str, given: Mapping[str, Any], expected: set[str]) -> None:
+    _check_names(where, given, expected)
+    missing = sorted(expected - set(given))
+    if missing:
+        raise ValueError(f"The grid's {where}: {', '.join(missing)} is missing.")
 
 
 def _check_names(where: str, given: Any, known: Any) -> None:

@@ -15,7 +15,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 
 MAIN = "methods"
-"""The study of which the README at the root shows a table, and `quick.py` runs a row again."""
+"""The study that the README at the root and the plot of what is kept show, run by default."""
 
 README_BLOCKS = 3
 
@@ -25,12 +25,13 @@ def rebuild(studies: Mapping[str, Grid]) -> None:
     for path, parts in sections(studies).items():
         for name, lines in parts.items():
             insert(path, name, lines)
-    for grid in studies.values():
-        results = shown(grid)
-        save_all(read_rows(grid, results), grid, read_latency(results), HERE / "plots")
+    for name, grid in studies.items():
+        results = committed(grid)
+        latency = read_latency(results) if name == MAIN else None
+        save_all(read_rows(grid, results), grid, latency, HERE / "plots")
 
 
-def shown(grid: Grid) -> Results:
+def committed(grid: Grid) -> Results:
     """The committed results of a study, of the device and precision that it names."""
     return Results(RESULTS / grid.setting)
 
@@ -39,16 +40,16 @@ def sections(studies: Mapping[str, Grid]) -> dict[Path, dict[str, list[str]]]:
     """By file and name of the marks, the lines that belong between them."""
     main = studies[MAIN]
     parts = {
-        "speed": _speed(read_latency(shown(main))),
+        "speed": _speed(read_latency(committed(main))),
         "machines": _machines(studies),
         "published": published(list(main.tasks)),
     }
     for name, grid in studies.items():
-        rows = read_rows(grid, shown(grid))
+        rows = read_rows(grid, committed(grid))
         parts[f"{name}, summary"] = _summaries(rows, grid)
         parts[f"{name}, by task"] = _by_task(rows, grid)
         parts[f"{name}, missing"] = _missing(rows, grid)
-    glue = Summary(read_rows(main, shown(main)), main, README_BLOCKS).markdown()
+    glue = Summary(read_rows(main, committed(main)), main, README_BLOCKS).markdown()
     return {HERE / "README.md": parts, ROOT / "README.md": {"glue": glue}}
 
 

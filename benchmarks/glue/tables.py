@@ -64,7 +64,7 @@ class Summary:
             lines.append((self.grid.methods[method]["title"], *scores, *shown))
         means = ", ".join(NAMES[task] for task in self.averaged)
         note = f"Means over {means}. `=`: within one standard deviation of the baseline, or below."
-        return [*markdown_table(header, lines), "", note]
+        return [*markdown_table(header, lines), "", note + self._other_baselines()]
 
     def kept(self, method: str) -> float | None:
         """The mean over tasks of the percent that was kept; `None` where a task is missing."""
@@ -76,6 +76,13 @@ class Summary:
         if against == method:
             return None
         return self._mean(method, lambda row: self._over(row, against, split))
+
+    def _other_baselines(self) -> str:
+        """What the note says of the methods that are compared with another row."""
+        title = {method: spec["title"] for method, spec in self.grid.methods.items()}
+        against = {method: self.grid.against(method) for method in self.methods}
+        pairs = [(m, other) for m, other in against.items() if other not in (BASELINE, m)]
+        return "".join(f" The baseline of *{title[m]}* is *{title[o]}*." for m, o in pairs)
 
     def _over(self, row: Row, against: str, split: str) -> float | None:
         base = find(self.rows, row.task, against, self.blocks)

@@ -197,6 +197,7 @@ def test_a_result_of_other_settings_is_refused(grid, tmp_path):
         ("methods: [baseline, logits", "methods: [base, logits", "got \\['base'\\]"),
         ("tasks: [mrpc]", "tasks: [rte]", "got \\['rte'\\]"),
         ("plan:", "plans:", "study methods: .*got \\['plans'\\]"),
+        ("    setting: cpu-float32\n", "", "study methods: setting is missing"),
         ("holdout:", "held_out:", "got \\['held_out'\\]"),
     ],
 )
@@ -296,6 +297,7 @@ def test_a_method_is_compared_with_the_baseline_of_its_own_budget(grid, tmp_path
     scores = {("baseline", 1): 0.4, ("long", 1): 0.6, ("longer", 1): 0.6, ("logits", 1): 0.7}
     fill(grid, results, scores | {(name, 2): score for (name, _), score in scores.items()})
     summary = Summary(read_rows(grid, results), grid, 2)
+    assert "The baseline of *twice* is *longer*." in summary.markdown()[-1]
     over = {name: summary.over(name) for name in summary.methods}
     assert over == {"baseline": None, "logits": pytest.approx(30), "long": None, "longer": 0}
 
@@ -330,6 +332,13 @@ def test_tables_of_other_results_than_the_readmes_are_refused(flags, capsys):
     error = capsys.readouterr().err
     assert "--tables writes what" in error
     assert f"Leave {flags[0]} out" in error
+
+
+def test_results_beside_those_of_another_study_are_refused():
+    with pytest.raises(SystemExit, match="holds results of --study hunt; those of methods"):
+        main([])
+    with pytest.raises(SystemExit, match="holds results of --study methods; those of hunt"):
+        main(["--study", "hunt", "--bf16"])
 
 
 def test_an_unknown_study_is_refused():
