@@ -39,17 +39,17 @@ def committed(grid: Grid) -> Results:
 def sections(studies: Mapping[str, Grid]) -> dict[Path, dict[str, list[str]]]:
     """By file and name of the marks, the lines that belong between them."""
     main = studies[MAIN]
+    rows = {name: read_rows(grid, committed(grid)) for name, grid in studies.items()}
     parts = {
         "speed": _speed(read_latency(committed(main))),
         "machines": _machines(studies),
         "published": published(list(main.tasks)),
     }
     for name, grid in studies.items():
-        rows = read_rows(grid, committed(grid))
-        parts[f"{name}, summary"] = _summaries(rows, grid)
-        parts[f"{name}, by task"] = _by_task(rows, grid)
-        parts[f"{name}, missing"] = _missing(rows, grid)
-    glue = Summary(read_rows(main, committed(main)), main, README_BLOCKS).markdown()
+        parts[f"{name}, summary"] = _summaries(rows[name], grid)
+        parts[f"{name}, by task"] = _by_task(rows[name], grid)
+        parts[f"{name}, missing"] = _missing(rows[name], grid)
+    glue = Summary(rows[MAIN], main, README_BLOCKS).markdown()
     return {HERE / "README.md": parts, ROOT / "README.md": {"glue": glue}}
 
 

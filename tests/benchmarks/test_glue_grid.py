@@ -334,7 +334,8 @@ def test_tables_of_other_results_than_the_readmes_are_refused(flags, capsys):
     assert f"Leave {flags[0]} out" in error
 
 
-def test_results_beside_those_of_another_study_are_refused():
+def test_results_beside_those_of_another_study_are_refused(monkeypatch):
+    monkeypatch.setattr("benchmarks.glue.__main__.run_grid", pytest.fail)
     with pytest.raises(SystemExit, match="holds results of --study hunt; those of methods"):
         main([])
     with pytest.raises(SystemExit, match="holds results of --study methods; those of hunt"):
