@@ -33,7 +33,8 @@ TRAINERS: dict[str, type[CompressionTrainer]] = {
 
 _EXTRAS = ("trained_blocks", "copies", "ensemble")
 _STAGE = {"trainer", "losses", "arguments"}
-_SPEC = _STAGE | {"title", "init_layers", "by_blocks", "stages", "budget", "ablation", "against"}
+_ROW = {"title", "budget", "learning_rates", "against", "ablation"}
+_SPEC = _STAGE | _ROW | {"init_layers", "by_blocks", "stages"}
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Grid:
         tasks: by GLUE's name, the epochs of a student and of its teacher.
         averaged: the tasks whose mean a table shows.
         teacher: the learning rates that are tried, and the seed.
-        student: the learning rates that are tried.
+        student: the learning rates that are tried, unless a method has `learning_rates` of its own.
         methods: what trains a student.
         setting: the device and precision whose results of this study the READMEs show.
         plan: which rows are run, in this order.
@@ -151,7 +152,7 @@ class Grid:
     def students(self, task: str, method: str, blocks: int, seed: int) -> list[Cell]:
         """The cells of one seed: one for each learning rate that is tried."""
         settings = self._settings(task, method, blocks)
-        rates = self.student["learning_rates"]
+        rates = self.methods[method].get("learning_rates", self.student["learning_rates"])
         return [Cell(task, method, blocks, rate, seed, settings) for rate in rates]
 
     def rows(self) -> Iterator[tuple[str, str, int, Sequence[int]]]:

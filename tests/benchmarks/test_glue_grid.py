@@ -167,6 +167,20 @@ def test_the_seeds_wait_for_the_rate_that_the_hold_out_chooses(grid, tmp_path):
     assert [c.learning_rate for c in second] == [3e-3]
 
 
+def test_a_method_tries_learning_rates_of_its_own(grid, tmp_path):
+    fast = {**grid.methods["baseline"], "learning_rates": [4e-3, 8e-3, 9e-3]}
+    plan = [{"tasks": ["mrpc"], "blocks": [2], "seeds": [1, 2], "methods": ["baseline", "fast"]}]
+    grid, results = (
+        replace(grid, methods={**grid.methods, "fast": fast}, plan=plan),
+        Results(tmp_path),
+    )
+    fill(grid, results)
+    row = find(read_rows(grid, results), "mrpc", "fast", 2)
+    assert (row.learning_rate, sorted(row.scores)) == (9e-3, [1, 2])
+    assert len(list((tmp_path / "mrpc" / "2-blocks" / "fast").iterdir())) == 4
+    assert find(read_rows(grid, results), "mrpc", "baseline", 2).learning_rate == 3e-3
+
+
 def test_a_result_of_other_settings_is_refused(grid, tmp_path):
     results, cell = Results(tmp_path), grid.teachers("mrpc")[0]
     results.put(cell, told(cell, 0.7))
