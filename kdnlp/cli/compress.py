@@ -92,7 +92,9 @@ def main(command: str, argv: Sequence[str]) -> None:
         description=_DESCRIPTIONS[command] + _OUTPUT,
     )
     checkpoint = start(args)
-    license = license_of(args, options.license, source_of(options), options.revision)
+    own = getattr(options, "student", None)
+    start_of = (source_of(options), options.revision) if own is None else (own, None)
+    license = license_of(args, options.license, *start_of)
     baseline_folder(args)
     losses = resolve_losses(options.losses)
     set_seed(args.seed)
@@ -114,6 +116,7 @@ def main(command: str, argv: Sequence[str]) -> None:
         metrics,
         task,
         base_model=source_of(options),
+        student=own,
         sequence_length=options.report_length,
         max_seconds=options.report_seconds,
         command=command_line(command, without_config(_DATACLASSES[command], argv, command)),
@@ -133,10 +136,9 @@ def describe_start(options: SmallerOptions) -> dict[str, Any]:
         facts["more_teachers"] = [model_name(path) for path in others]
         # Their folders have other names for every seed.
         facts["teachers"] = [hub_source(describe_origin(path)) or "not told" for path in others]
-    student = getattr(options, "student", None)
-    if student is not None:
-        return {**facts, "student": hub_source(describe_origin(student)) or model_name(student)}
-    return {**facts, "init_layers": parse_init_layers(options.init_layers)}
+    if getattr(options, "student", None) is None:
+        facts["init_layers"] = parse_init_layers(options.init_layers)
+    return facts
 
 
 def source_of(options: SmallerOptions) -> str:

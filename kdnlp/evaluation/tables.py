@@ -1,5 +1,6 @@
 """A report as text: a table for the terminal, and a page of markdown."""
 
+import re
 from collections.abc import Sequence
 
 from rich.table import Table
@@ -63,12 +64,21 @@ def class_tables(report: CompressionReport, heading: str = "##") -> list[str]:
     """Lines of markdown with the accuracy of every class, a table a split; none without classes."""
     lines, names = [], [model.name for model in report.models]
     for split in report.original.classes:
-        rows = class_rows(report, split)
+        rows = [(escaped(label), *cells) for label, *cells in class_rows(report, split)]
         if rows:
             lines += [f"{heading} Accuracy per class, %, {split}", ""]
             lines += [*markdown_table(("class", "rows", *names), rows), ""]
             lines += [class_note(report, split), ""]
     return lines
+
+
+def escaped(text: str) -> str:
+    r"""A text of somebody else's, such as a class name, that markdown shows as it is.
+
+    >>> print(escaped("**"), escaped("not_entailment"))
+    \*\* not_entailment
+    """
+    return re.sub(r"[\\`*<]", r"\\\g<0>", text)
 
 
 def markdown_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:

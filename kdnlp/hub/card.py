@@ -1,5 +1,6 @@
 """The model card: assembled from the report of the run, never written by hand."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,8 @@ def _metadata(
     report: CompressionReport, name: str, repo_id: str, license: str | None
 ) -> ModelCardData:
     run, inherited = report.run, report.run.get("license", {})
-    base = [run["base_model"]] if run["base_model_on_hub"] else run.get("base_model_from")
+    origin = run.get("student_origin", run)
+    base = [origin["base_model"]] if origin["base_model_on_hub"] else origin.get("base_model_from")
     own = {"license": check_license(license)} if license is not None else inherited
     return ModelCardData(
         base_model=base[0] if base and len(base) == 1 else base,
@@ -141,6 +143,8 @@ def _shown(value: Any) -> str:
 
     >>> _shown({"temperature": 2.0, "layer_map": {"1": 2}, "mask": None})
     'temperature: 2.0, layer_map: (1: 2)'
+    >>> _shown(float("inf"))
+    'infinity'
     """
     if isinstance(value, dict):
         parts = [
@@ -151,6 +155,8 @@ def _shown(value: Any) -> str:
         return ", ".join(parts) or "as it is by default"
     if isinstance(value, (list, tuple)):
         return ", ".join(map(_shown, value))
+    if value in (math.inf, -math.inf):  # as a figure it would be one that is missing
+        return str(value).replace("inf", "infinity")
     return "" if value is None else str(value).replace("|", "\\|").replace("\n", " ")
 
 

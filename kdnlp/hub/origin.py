@@ -24,7 +24,7 @@ def describe_origin(place: str, revision: str | None = None) -> dict[str, Any]:
         folder what its own card says: `base_model_from`, what it was made from on the Hub, and
         `base_model_title`, the name above the card, where that is another than the folder's.
     """
-    on_hub = not os.path.isdir(place)
+    on_hub = _is_hub_id(place)
     facts: dict[str, Any] = {"base_model": model_name(place), "base_model_on_hub": on_hub}
     if on_hub and revision is not None:
         facts["base_model_revision"] = revision
@@ -45,8 +45,16 @@ def origin_text(origin: Mapping[str, Any]) -> str:
 
 
 def model_name(place: str) -> str:
-    """A model's id on the Hub, or the last part of the folder that it lies in."""
-    return Path(place).resolve().name if os.path.isdir(place) else place
+    """A model's id on the Hub, or the last part of the folder that it lies in, or lay in.
+
+    >>> model_name("google-bert/bert-base-uncased"), model_name("/gone/runs/mrpc")
+    ('google-bert/bert-base-uncased', 'mrpc')
+    """
+    return place if _is_hub_id(place) else Path(place).resolve().name
+
+
+def _is_hub_id(place: str) -> bool:
+    return not os.path.isdir(place) and _HUB_ID.fullmatch(place) is not None
 
 
 def _title(card: Path) -> dict[str, Any]:

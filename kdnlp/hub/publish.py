@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from kdnlp.data.task import Task
 from kdnlp.evaluation.report import CompressionReport, Metrics
-from kdnlp.evaluation.run import describe_run
+from kdnlp.evaluation.run import describe_run, hub_source
 from kdnlp.hub.card import build_card
 from kdnlp.hub.origin import describe_origin
 from kdnlp.profiling.forward import max_positions
@@ -26,6 +26,7 @@ def publish_results(
     sequence_length: int | None = None,
     max_seconds: float | None = 60.0,
     license: str | None = None,
+    student: str | None = None,
     **run: Any,
 ) -> CompressionReport | None:
     """Write the report and the card into the run's folder; push it where the arguments say so.
@@ -37,12 +38,14 @@ def publish_results(
         models: what the report compares by name, the original first, the trained one among them.
         metrics: what each scored; see `kdnlp.evaluation.evaluate.evaluate_model`.
         task: what they were trained for.
-        base_model: Hub id or folder of the model that the trained one came from. Of a folder only
-            the last part is told.
+        base_model: Hub id or folder of the model that the trained one came from or learned from.
+            Of a folder only the last part is told.
         sequence_length: tokens per example of latency and FLOPs; `None` is the task's length.
         max_seconds: what measuring the latencies may take, roughly.
         license: the model's licence by its Hub id; `None` is `trainer.license`, or that of the
-            base model, where its card says one.
+            model which its weights came from, where the card there says one.
+        student: Hub id or folder of the model that the trained one's weights came from, where that
+            is not `base_model`, its teacher.
         **run: further plain values for the report, such as the `command`.
 
     Returns:
@@ -65,6 +68,11 @@ def publish_results(
     if trainer.is_world_process_zero():
         revision = getattr(next(iter(models.values())).config, "_commit_hash", None)
         origin = describe_origin(base_model, revision)
+        if student is not None:
+            own = describe_origin(student, getattr(trainer.student.config, "_commit_hash", None))
+            origin["student"] = hub_source(own) or own["base_model"]
+            origin["student_origin"] = own
+            base_model, revision = student, own.get("base_model_revision")
         known = trainer.find_license(base_model, revision)
         if known is not None:
             origin["license"] = known.fields

@@ -1,7 +1,7 @@
 """The parts of a model card that are sentences: what was gained, what is known, what is not."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kdnlp.data.glue import HUB_DATASET
@@ -41,10 +41,19 @@ def summary(report: CompressionReport, name: str) -> str:
         for row in model.latency
     )
     quality = "" if kept is None else f"It keeps {kept:.1f}% of the {original.name}'s score. "
-    return (
+    made = (
         f"{origin_text(run)}, fine-tuned on {report.task} and compressed by "
         f"{METHODS[run['method']]} from {original.num_layers} to {model.num_layers} "
-        f"transformer blocks. {quality}{but}It takes {ratios['flops']:.2f}x fewer FLOPs; the "
+        "transformer blocks."
+    )
+    if "student_origin" in run:
+        made = (
+            f"{origin_text(run['student_origin'])}, trained on {report.task} by "
+            f"{METHODS[run['method']]} from {origin_text(run)}: {model.num_layers} transformer "
+            f"blocks in place of {original.num_layers}."
+        )
+    return (
+        f"{made} {quality}{but}It takes {ratios['flops']:.2f}x fewer FLOPs; the "
         f"measured speed-up is {speeds}, on {_where(report)}.{_several_teachers(run)}"
     )
 
@@ -101,19 +110,23 @@ def origin_rows(report: CompressionReport) -> Iterator[tuple[str, str]]:
     """Method and origin with its revision, then data and licence, as rows of a table."""
     run, original = report.run, report.original.name
     yield "method", METHODS[run["method"]]
-    revision = run.get("base_model_revision")
-    if run["base_model_on_hub"]:
-        at = f"at revision `{revision}`" if revision else "(revision not recorded)"
-        place = f"`{run['base_model']}` on the Hub, {at}"
-    else:
-        made_from = ", ".join(f"`{name}`" for name in run.get("base_model_from", []))
-        place = f"`{run['base_model']}`, a local folder" + (
-            f", made from {made_from}" if made_from else ", not on the Hub"
-        )
-    yield "base model" if original == "model" else original, place
+    yield "base model" if original == "model" else original, _place_of(run)
+    if "student_origin" in run:
+        yield "student", _place_of(run["student_origin"])
     rows = run.get("train_rows")
     data = f"`{run['dataset']}`, {report.task}" if run["dataset"] else report.task
     yield "data", f"{data}, {rows} rows for training" if rows else data
+
+
+def _place_of(origin: Mapping[str, Any]) -> str:
+    revision = origin.get("base_model_revision")
+    if origin["base_model_on_hub"]:
+        at = f"at revision `{revision}`" if revision else "(revision not recorded)"
+        return f"`{origin['base_model']}` on the Hub, {at}"
+    made_from = ", ".join(f"`{name}`" for name in origin.get("base_model_from", []))
+    return f"`{origin['base_model']}`, a local folder" + (
+        f", made from {made_from}" if made_from else ", not on the Hub"
+    )
 
 
 def limits(report: CompressionReport, name: str) -> Iterator[str]:

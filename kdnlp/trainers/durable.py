@@ -20,6 +20,7 @@ from kdnlp.trainers.output_dir import (
     decided_by_main_process,
     output_dir_held,
     remove_checkpoints,
+    remove_other_report,
     remove_unfinished,
     set_aside_damaged,
     writing_to,
@@ -209,6 +210,7 @@ class DurableTrainer(WeightedLossTrainer):
             return
         with _explained(folder), model_written_whole(folder) as partial:
             super()._save(str(partial), state_dict)
+            remove_other_report(folder, partial)
 
     # Stopping.
 

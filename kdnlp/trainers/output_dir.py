@@ -16,9 +16,12 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from kdnlp.checkpoints import find_damage, list_checkpoints
 from kdnlp.files import PARTIAL
+from kdnlp.uploads.card_check import CARD
+from kdnlp.uploads.plain_folder import REPORT
 from kdnlp.uploads.publishable import PUBLISHABLE
+from kdnlp.weights import folder_digest
 
-RESULTS = ("model.safetensors", "model.safetensors.index.json", "report.json")
+RESULTS = ("model.safetensors", "model.safetensors.index.json", REPORT)
 
 LOCK = "_run.lock"
 """Held by the main process of a run; the operating system releases it when that dies."""
@@ -182,6 +185,22 @@ def set_aside_damaged(checkpoint: str) -> None:
                 target = path.with_name(f"_damaged-{path.name}")
                 shutil.rmtree(target, ignore_errors=True)
                 path.rename(target)
+
+
+def remove_other_report(folder: Path, written: Path) -> None:
+    """Remove card and report in a folder if they are not of the weights that are written there.
+
+    Args:
+        folder: where the weights go. A README.md without a report is not a run's, and stays.
+        written: the folder that holds them until they are whole.
+    """
+    report = folder / REPORT
+    before = folder_digest(folder) if report.is_file() else None
+    if before is not None and before != folder_digest(written):
+        names = (CARD, *PUBLISHABLE["report"])
+        # The report last: whatever stops this, the next run finds that it is to be done.
+        for path in sorted((folder / name for name in names), key=lambda path: path == report):
+            path.unlink(missing_ok=True)
 
 
 def remove_checkpoints(output_dir: str) -> None:

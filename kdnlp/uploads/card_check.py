@@ -69,7 +69,8 @@ def find_open_fields(card: ModelCard) -> list[str]:
         is_row = line.lstrip().startswith("|") and not all(
             _RULE.fullmatch(cell.strip()) for cell in cells
         )
-        empty = is_row and any(cell.strip(" `*") in _OPEN_VALUES for cell in cells)
+        # The first cell is a name, and a class may be called None.
+        empty = is_row and any(cell.strip(" `*") in _OPEN_VALUES for cell in cells[1:])
         if empty or _PLACEHOLDER.search(line):
             found.append(repr(line.strip()))
     return found

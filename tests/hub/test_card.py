@@ -1,5 +1,6 @@
 """The card tells what the report says, validates, and gives nothing away."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -92,6 +93,18 @@ def test_a_collapsed_model_is_not_praised_for_its_score(report):
     assert "### Accuracy per class, %, validation" in text
     assert "| no | 3 | 33.3 | 0.0 |\n| yes | 6 | 100.0 | 100.0 |" in text
     assert "successor gives every row" in text
+
+
+def test_a_class_may_be_called_whatever_a_figure_may_not(report):
+    rows = {"accuracy": 1.0, "rows": 3.0}
+    classes = {"validation": dict.fromkeys(("None", "nan", "**", "``", "<pad>", "a|b"), rows)}
+    models = tuple(replace(model, classes=classes) for model in report.models)
+    arguments = {**report.run["arguments"], "max_grad_norm": math.inf}
+    free = replace(report, models=models, run={**report.run, "arguments": arguments})
+    text = build_card(free, "successor", "me/x").text
+    for name in ("None", "nan", r"\*\*", r"\`\`", r"\<pad>", r"a\|b"):
+        assert f"| {name} | 3 | 100.0 | 100.0 |" in text
+    assert "| max_grad_norm | infinity |" in text
 
 
 def test_the_losses_and_their_citations_are_named(tmp_path):

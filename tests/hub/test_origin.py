@@ -6,6 +6,7 @@ from settings import TRAINER_ROWS, build_trainer, tiny_model
 from transformers import AutoModelForSequenceClassification
 
 from kdnlp.data.task import Task
+from kdnlp.evaluation.report import CompressionReport
 from kdnlp.hub.origin import describe_origin, origin_text
 from kdnlp.hub.publish import publish_results
 from kdnlp.loading import load_model
@@ -58,6 +59,25 @@ def test_a_local_folder_hands_on_its_licence_and_what_it_was_made_from(tmp_path)
     )
     assert "| `mrpc`, a local folder, made from `google-bert/bert-base` |" in made.text
     assert "jane" not in made.content
+
+
+def test_weights_of_another_model_than_the_teachers_have_the_licence_of_that(tmp_path):
+    for name, licence in (("teacher", "apache-2.0"), ("small", "cc-by-nc-4.0")):
+        (tmp_path / name).mkdir()
+        text = card(license=licence, base_model=f"org/{name}-base").replace("# x", f"# {name}")
+        (tmp_path / name / "README.md").write_text(text)
+    origin = {"student": str(tmp_path / "small")}
+    made = publish(tmp_path / "run", tiny_model("bert", 4), str(tmp_path / "teacher"), **origin)
+    assert (made.data.license, made.data.base_model) == ("cc-by-nc-4.0", "org/small-base")
+    assert "`small` (made from `org/small-base`), trained on " in made.text
+    assert "from `teacher` (made from `org/teacher-base`): 2 transformer blocks in pl" in made.text
+    assert "| student | `small`, a local folder, made from `org/small-base` |" in made.text
+    assert CompressionReport.load(tmp_path / "run").run["student"] == "org/small-base"
+
+
+def test_a_folder_that_is_gone_is_not_told_as_a_place_on_the_hub():
+    found = describe_origin("/home/jane/runs/mrpc/checkpoint-500")
+    assert found == {"base_model": "checkpoint-500", "base_model_on_hub": False}
 
 
 @pytest.mark.parametrize(

@@ -269,6 +269,23 @@ def test_the_shards_of_an_earlier_model_do_not_outlive_it(trained):
     assert weights == ["model.safetensors"]
 
 
+def test_the_report_of_other_weights_does_not_outlive_them(trained):
+    folder = Path(trained.args.output_dir)
+    trained.save_model()
+    own = {"README.md": "mine", "report.json": "{}", "report.md": "", "report.png": "", "notes": ""}
+    for name, text in own.items():
+        (folder / name).write_text(text)
+    trained.save_model()  # the same weights: it is still theirs
+    assert own.keys() <= {path.name for path in folder.iterdir()}
+    tiny_model("bert", 2, seed=6).save_pretrained(folder)
+    trained.save_model()
+    assert own.keys() & {path.name for path in folder.iterdir()} == {"notes"}
+    (folder / "README.md").write_text("of a folder without a report")
+    tiny_model("bert", 2, seed=6).save_pretrained(folder)
+    trained.save_model()
+    assert (folder / "README.md").exists()
+
+
 class TellAtTheEnd(TrainerCallback):
     """The signal of a batch system during the evaluation that ends a run."""
 
