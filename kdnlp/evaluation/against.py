@@ -54,8 +54,10 @@ def judge(
     Args:
         rows: what `kdnlp.evaluation.comparison.compare` returned.
         against: the name in the comparison of what all others are tested against, seed by seed.
-            `None` is the baseline of the same run; of runs without one the first model that a run
-            made, seed by seed.
+            A name without its blocks, where several depths have it, means for each row the one of
+            its own depth, or its own original; a row that has neither is not tested. `None` is the
+            baseline of the same run; of runs without one the first model that a run made, seed by
+            seed.
         resamples: draws of rows.
 
     Returns:
@@ -65,7 +67,7 @@ def judge(
         ValueError: if no row has the name.
     """
     names = list(dict.fromkeys(row.model for row in rows))
-    if against is not None and against not in names:
+    if against is not None and against not in {*names, *(row.common_name for row in rows)}:
         raise ValueError(
             f"Expected --against to be one of {'; '.join(names)}, got {against!r}. Nothing would "
             "be tested. Write a model's name as the table does."
@@ -82,16 +84,17 @@ def _partners(
     row: ComparisonRow, rows: Sequence[ComparisonRow], against: str | None
 ) -> tuple[str, list[tuple[Member, Member]]]:
     """What a row is tested against, and the pairs of members of one seed."""
-    if against is None:
-        if _made_by(row, BASELINE) or row.is_original:
-            return "", []
+    if against is not None:
+        reference = _named(row, rows, against)
+    elif _made_by(row, BASELINE) or row.is_original:
+        return "", []
+    else:
         own = [(m, (m[0], BASELINE)) for m in row.members if _holds(m[0], BASELINE)]
         if own:
-            return BASELINE, own
-    found = [r for r in rows if r.task == row.task and _is_reference(r, against)]
-    if not found or found[0] is row:
+            return _called(own[0][1], rows), own
+        reference = _first_made(row, rows)
+    if reference is None or reference is row:
         return "", []
-    reference = found[0]
     if reference.is_original:
         return reference.model, [(m, (m[0], m[0].original.name)) for m in row.members]
     theirs = {report.run.get("seed"): (report, name) for report, name in reference.members}
@@ -100,10 +103,35 @@ def _partners(
     return reference.model, [(own, other) for own, other in pairs if other is not None]
 
 
-def _is_reference(row: ComparisonRow, against: str | None) -> bool:
-    if against is not None:
-        return row.model == against
-    return not row.is_original and not _made_by(row, BASELINE)
+def _named(row: ComparisonRow, rows: Sequence[ComparisonRow], name: str) -> ComparisonRow | None:
+    """The row of a name; of several that have it but for their blocks, the one that fits a row."""
+    same_task = [r for r in rows if r.task == row.task]
+    exact = [r for r in same_task if r.model == name]
+    fitting = [r for r in same_task if r.common_name == name and _fits(row, r)]
+    return next(iter([*exact, *fitting]), None)
+
+
+def _fits(row: ComparisonRow, reference: ComparisonRow) -> bool:
+    if reference.is_original:
+        return _own_original(row.members[0], reference) is not None
+    return reference.num_layers == row.num_layers
+
+
+def _first_made(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> ComparisonRow | None:
+    made = [r for r in rows if not r.is_original and not _made_by(r, BASELINE)]
+    return next((r for r in made if r.task == row.task), None)
+
+
+def _called(member: Member, rows: Sequence[ComparisonRow]) -> str:
+    """What the comparison calls a model of a report."""
+    report, name = member
+    held = (r.model for r in rows if any(m[0] is report and m[1] == name for m in r.holders))
+    return next(held, name)
+
+
+def _own_original(member: Member, originals: ComparisonRow) -> Member | None:
+    """What a model was made from, if it is of that row."""
+    return next((m for m in originals.holders if m[0] is member[0]), None)
 
 
 def _made_by(row: ComparisonRow, name: str) -> bool:

@@ -164,8 +164,8 @@ def _page(
 
 def _plain(row: ComparisonRow, tests: Sequence[ComparisonTest]) -> dict[str, Any]:
     """A row and its test as plain values."""
-    values = asdict(replace(row, members=()))
-    del values["members"]
+    values = asdict(replace(row, members=(), holders=()))
+    del values["members"], values["holders"]
     own = [asdict(t) for t in tests if (t.task, t.model) == (row.task, row.model)]
     return {**values, "tests": own}
 

@@ -15,7 +15,7 @@ from kdnlp.evaluation.significance import score_of
 NAMES = {"theseus": ("predecessor", "successor"), "distillation": ("teacher", "student")}
 
 
-def run(method, seed, baseline=True, labels_seed=0, keeps=True, task="t"):
+def run(method, seed, baseline=True, labels_seed=0, keeps=True, task="t", blocks=(4, 2)):
     """A run whose scores are those of its predictions."""
     parts = [*NAMES[method], *(["baseline"] if baseline else [])]
     models, predictions = [], {}
@@ -24,7 +24,7 @@ def run(method, seed, baseline=True, labels_seed=0, keeps=True, task="t"):
         own = kept(TWO, 1000 * number + (seed if number else 0), 60, labels_seed)
         predictions[name] = {"validation": own}
         score = score_of(predictions[name], TWO.metrics)
-        models.append(account(name, score, 10.0 - number, layers=4 if number == 0 else 2))
+        models.append(account(name, score, 10.0 - number, layers=blocks[number > 0]))
     return small_report(
         task=task,
         metric_names=TWO.metrics,
@@ -114,3 +114,27 @@ def test_a_report_of_before_predictions_is_compared_by_its_scores():
     rows = compare(old)
     assert [row.agreement for row in rows] == [None] * 3
     assert judge(rows)[0].over_seeds is not None
+
+
+def test_a_name_that_several_depths_share_means_the_one_of_the_rows_own():
+    runs = [run("theseus", seed, blocks=(4, depth)) for depth in (1, 2) for seed in (1, 2)]
+    runs.append(run("distillation", 1, baseline=False, blocks=(4, 3)))
+    tests = judged(*runs, against="baseline")
+    # Neither the original nor the student of three blocks has a baseline of its depth.
+    assert {model: test.against for model, test in tests.items()} == {
+        "successor (theseus), 1 block": "baseline, 1 block",
+        "successor (theseus), 2 blocks": "baseline, 2 blocks",
+    }
+    assert tests == judged(*runs[:4])
+    one = judged(*runs, against="baseline, 1 block")
+    assert one["baseline, 2 blocks"].against == "baseline, 1 block"
+    assert one["student (distillation)"].seeds == (1,)
+
+
+def test_a_name_that_originals_of_several_depths_share_means_the_rows_own():
+    small, large = run("theseus", 1, False), run("theseus", 2, False, blocks=(6, 3))
+    tests = judged(small, large, against="predecessor")
+    assert {model: test.against for model, test in tests.items()} == {
+        "successor (theseus), 2 blocks": "predecessor, 4 blocks",
+        "successor (theseus), 3 blocks": "predecessor, 6 blocks",
+    }

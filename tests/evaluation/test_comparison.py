@@ -53,11 +53,11 @@ def test_methods_and_depths_are_kept_apart():
     rows = compare([*RUNS, run("theseus", 1, (0.8, 0.5), layers=1)])
     assert [(row.model, row.num_layers, len(row.scores)) for row in rows] == [
         ("predecessor", 4, 2),
-        ("successor (theseus)", 2, 2),
+        ("successor (theseus), 2 blocks", 2, 2),
         ("baseline", 2, 2),
         ("teacher", 4, 1),
         ("student (distillation)", 2, 1),
-        ("successor (theseus)", 1, 1),
+        ("successor (theseus), 1 block", 1, 1),
     ]
 
 
@@ -307,6 +307,25 @@ def test_tests_are_written_beside_the_models_they_are_of(tmp_path):
     }
     assert saved["baseline"] == []
     assert saved["successor (theseus)"][0]["differences"] == pytest.approx([0.06, 0.06])
+
+
+def test_of_two_depths_each_row_is_written_with_its_own_test(tmp_path):
+    runs = [run("theseus", 1, (0.8, 0.5, 0.4), layers=1), run("theseus", 1, (0.8, 0.7, 0.65))]
+    rows = compare(runs)
+    tests = judge(rows)
+    save_comparison(rows, tmp_path, tests)
+    saved = json.loads((tmp_path / "comparison.json").read_text())
+    written = {
+        (row["num_layers"], test["model"], test["against"]): test["differences"]
+        for row in saved
+        for test in row["tests"]
+    }
+    assert written == {
+        (1, "successor (theseus), 1 block", "baseline, 1 block"): [pytest.approx(0.1)],
+        (2, "successor (theseus), 2 blocks", "baseline, 2 blocks"): [pytest.approx(0.05)],
+    }
+    names = [cells[1] for cells in comparison_test_rows(tests)]
+    assert names == ["successor (theseus), 1 block", "successor (theseus), 2 blocks"]
 
 
 def test_a_terminal_of_80_columns_shows_every_cell_in_one_line():
