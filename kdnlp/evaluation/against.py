@@ -21,6 +21,9 @@ from kdnlp.evaluation.significance import (
 Bounds = tuple[float, float, float]
 """The lower and the upper end of a 95% interval, as fractions, and a two-sided p-value."""
 
+_Pair = tuple[int | None, Member, Member]
+"""The seed, and the models whose scores are compared."""
+
 
 @dataclass(frozen=True)
 class ComparisonTest:
@@ -55,13 +58,14 @@ def judge(
         rows: what `kdnlp.evaluation.comparison.compare` returned.
         against: the name in the comparison of what all others are tested against, seed by seed.
             A name without its blocks, where several depths have it, means for each row the one of
-            its own depth, or its own original; a row that has neither is not tested. `None` is the
-            baseline of the same run; of runs without one the first model that a run made, seed by
-            seed.
+            its own depth, or its own original; a row that has neither is not tested. An original
+            goes with every run that started from it, and with all runs of others where it is one
+            model. `None` is the baseline of the same run; of runs without one the first model that
+            a run made, seed by seed.
         resamples: draws of rows.
 
     Returns:
-        A test for each model that has a partner of the same seed.
+        A test for each model that has a partner.
 
     Raises:
         ValueError: if no row has the name.
@@ -82,25 +86,49 @@ def judge(
 
 def _partners(
     row: ComparisonRow, rows: Sequence[ComparisonRow], against: str | None
-) -> tuple[str, list[tuple[Member, Member]]]:
-    """What a row is tested against, and the pairs of members of one seed."""
+) -> tuple[str, list[_Pair]]:
+    """What a row is tested against, and the pairs of them."""
     if against is not None:
         reference = _named(row, rows, against)
     elif _made_by(row, BASELINE) or row.is_original:
         return "", []
     else:
-        own = [(m, (m[0], BASELINE)) for m in row.members if _holds(m[0], BASELINE)]
+        own = [(_seed(m), m, (m[0], BASELINE)) for m in row.members if _holds(m[0], BASELINE)]
         if own:
-            return _called(own[0][1], rows), own
+            return _called(own[0][2], rows), own
         reference = _first_made(row, rows)
     if reference is None or reference is row:
         return "", []
-    if reference.is_original:
-        return reference.model, [(m, (m[0], m[0].original.name)) for m in row.members]
-    theirs = {report.run.get("seed"): (report, name) for report, name in reference.members}
-    theirs.pop(None, None)  # two that tell no seed need not have the same
-    pairs = [(m, theirs.get(m[0].run.get("seed"))) for m in row.members]
-    return reference.model, [(own, other) for own, other in pairs if other is not None]
+    return reference.model, _pairs(row, reference)
+
+
+def _pairs(row: ComparisonRow, reference: ComparisonRow) -> list[_Pair]:
+    """A pair for each run of the one that has more of them: an original has none of its own."""
+    if _runs(row) >= _runs(reference):
+        found = [(m, _partner(m, reference)) for m in row.members]
+        return [(_seed(m), m, other) for m, other in found if other is not None]
+    return [(seed, other, m) for seed, m, other in _pairs(reference, row)]
+
+
+def _runs(row: ComparisonRow) -> tuple[bool, int]:
+    return not row.is_original, len(row.members)
+
+
+def _partner(member: Member, row: ComparisonRow) -> Member | None:
+    """A row's model to pair with another's: its own original, the only one, or that of its seed."""
+    if row.is_original:
+        own = _own_original(member, row)
+        if own is not None or len(row.members) == 1:
+            return own or row.members[0]
+    seed = _seed(member)
+    # Two that tell no seed need not have the same.
+    same = (m for m in row.holders if seed is not None and _seed(m) == seed)
+    return next(same, None)
+
+
+def _seed(member: Member) -> int | None:
+    seed: int | None = member[0].run.get("seed")
+    return seed
 
 
 def _named(row: ComparisonRow, rows: Sequence[ComparisonRow], name: str) -> ComparisonRow | None:
@@ -142,28 +170,29 @@ def _holds(report: CompressionReport, name: str) -> bool:
     return any(model.name == name for model in report.models)
 
 
-def _test(
-    row: ComparisonRow, reference: str, pairs: list[tuple[Member, Member]], resamples: int
-) -> ComparisonTest:
-    differences = tuple(a[name].score - b[other].score for (a, name), (b, other) in pairs)
+def _test(row: ComparisonRow, reference: str, pairs: list[_Pair], resamples: int) -> ComparisonTest:
+    seeds, ours, theirs = zip(*pairs, strict=True)
+    differences = tuple(
+        a[name].score - b[other].score for (a, name), (b, other) in zip(ours, theirs, strict=True)
+    )
     return ComparisonTest(
         task=row.task,
         model=row.model,
         against=reference,
-        seeds=tuple(report.run.get("seed") for (report, _), _ in pairs),
+        seeds=seeds,
         differences=differences,
         over_seeds=paired_seeds(differences),
         over_rows=_over_rows(pairs, resamples),
     )
 
 
-def _over_rows(pairs: list[tuple[Member, Member]], resamples: int) -> Bounds | None:
+def _over_rows(pairs: list[_Pair], resamples: int) -> Bounds | None:
     """The interval of the mean difference over pairs, the rows drawn alike for all of them."""
     models: dict[str, Answers] = {}
-    for number, (ours, theirs) in enumerate(pairs):
+    for number, (_, ours, theirs) in enumerate(pairs):
         for side, (report, name) in (("ours", ours), ("theirs", theirs)):
             models[f"{number} {side}"] = report.predictions.get(name, {})
-    first, metrics = models["0 ours"], pairs[0][0][0].metric_names
+    first, metrics = models["0 ours"], pairs[0][1][0].metric_names
     alike = all(_same_rows(first, other) for other in models.values())
     if not first or not alike or not can_resample(next(iter(first.values())), metrics):
         return None

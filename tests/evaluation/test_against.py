@@ -138,3 +138,48 @@ def test_a_name_that_originals_of_several_depths_share_means_the_rows_own():
         "successor (theseus), 2 blocks": "predecessor, 4 blocks",
         "successor (theseus), 3 blocks": "predecessor, 6 blocks",
     }
+
+
+def of_base(seed, origin, scores):
+    models = (account("teacher", scores[0], 9.0), account("student", scores[1], 4.0, layers=2))
+    return small_report(models=models, run={"method": "distillation", "seed": seed, **origin})
+
+
+def test_what_came_from_another_original_is_tested_against_the_one_that_was_named():
+    scores = {"m/a": (0.90, 0.85, 0.86), "m/b": (0.95, 0.92, 0.93)}
+    runs = [
+        of_base(seed, {"base_model": base, "base_model_on_hub": True}, (own[0], own[seed]))
+        for seed in (1, 2)
+        for base, own in scores.items()
+    ]
+    tests = judged(*runs, against="teacher; base_model=m/a")
+    assert {model: test.differences for model, test in tests.items()} == {
+        "teacher; base_model=m/b": pytest.approx((0.05,)),
+        "student (distillation); base_model=m/a": pytest.approx((-0.05, -0.04)),
+        "student (distillation); base_model=m/b": pytest.approx((0.02, 0.03)),
+    }
+    assert tests["student (distillation); base_model=m/b"].seeds == (1, 2)
+    back = judged(*runs, against="student (distillation); base_model=m/b")
+    assert back["teacher; base_model=m/a"].seeds == (1, 2)
+    assert back["teacher; base_model=m/a"].differences == pytest.approx((-0.02, -0.03))
+
+
+def test_another_original_of_which_each_seed_has_one_is_tested_seed_by_seed():
+    scores = {("m/a", 1): (0.90, 0.85), ("m/a", 2): (0.80, 0.75), ("m/b", 2): (0.95, 0.92)}
+    runs = [
+        of_base(seed, {"base_model": f"{base}-{seed}", "base_model_from": [base]}, own)
+        for (base, seed), own in scores.items()
+    ]
+    tests = judged(*runs, against="teacher; base_model=m/a")
+    own, other = (tests[f"student (distillation); base_model={base}"] for base in ("m/a", "m/b"))
+    assert (own.seeds, own.differences) == ((1, 2), pytest.approx((-0.05, -0.05)))
+    assert (other.seeds, other.differences) == ((2,), pytest.approx((0.12,)))
+
+
+def test_an_original_is_tested_on_every_seed_of_what_came_from_it():
+    runs = [run("theseus", seed) for seed in (1, 2, 3)]
+    test = judged(*runs, against="successor (theseus)")["predecessor"]
+    back = judged(*runs, against="predecessor")["successor (theseus)"]
+    assert test.seeds == back.seeds == (1, 2, 3)
+    assert test.differences == tuple(-difference for difference in back.differences)
+    assert None not in (test.over_seeds, test.over_rows)
