@@ -352,3 +352,18 @@ def test_several_tasks_have_a_plot_each_whatever_their_names(tmp_path):
     assert names == {"comparison-t.png", "comparison-my-own-data.png"}
     page = (tmp_path / "comparison.html").read_text()
     assert page.count("data:image/svg+xml;base64,") == 2
+
+
+def test_tasks_whose_names_make_one_file_name_lose_neither_plot_nor_table(tmp_path):
+    tasks = ("my data", "my-data", "My data", "my-data-2")
+    save_comparison(compare([replace(RUNS[0], task=task) for task in tasks]), tmp_path)
+    names = {path.stem for path in tmp_path.iterdir() if path.suffix == ".png"}
+    numbered = ["my-data", "my-data-2", "My-data-3", "my-data-2-2"]
+    assert names == {f"comparison-{name}" for name in numbered}
+    page = (tmp_path / "comparison.html").read_text()
+    assert page.count("data:image/svg+xml;base64,") == len(tasks)
+    text = (tmp_path / "comparison.md").read_text()
+    for task, name in zip(tasks, numbered, strict=True):
+        assert f">{task}</h2>" in page
+        assert f"![{task}: score" in text
+        assert f"(comparison-{name}.png)" in text
