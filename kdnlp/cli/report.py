@@ -29,8 +29,9 @@ def main(command: str, argv: Sequence[str]) -> None:
     parser.add_argument(
         "--against",
         metavar="MODEL",
-        help="test all others against this model, named as in the table; default the baseline of "
-        "the same run, and of runs without one the first model that was made",
+        help="test all others against this model, named as in the table; a name without "
+        "its blocks is the one of each model's own depth; default the baseline of the same run, "
+        "and of runs without one the first model that was made",
     )
     options = parser.parse(argv)
     check_once(options.folders)

@@ -5,6 +5,7 @@ Runs are pooled where no setting that they record differs but the seed; those th
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,8 +46,10 @@ class ComparisonRow:
 
     Attributes:
         task: the task's name.
-        model: its name, with the method for a model that a method made, and with the settings that
-            differ where several groups of runs would have one name.
+        model: its name, with the method for a model that a method made, with its blocks where the
+            task has models of several depths by that name, and with the settings that differ
+            where several groups of runs would have one name.
+        common_name: the same without the blocks, which rows of other depths share.
         num_layers: its transformer blocks.
         seeds: the seed of each run; `None` where it tells none.
         scores: its score in each run, as a fraction.
@@ -57,10 +60,13 @@ class ComparisonRow:
             `None` for an original, and where a run does not tell it.
         calibration_error: expected calibration error, likewise.
         members: the reports that hold it, in the order of `seeds`, and its name in each.
+        holders: the same of every report that holds it, those too in which it counts no second
+            time.
     """
 
     task: str
     model: str
+    common_name: str
     num_layers: int
     seeds: tuple[int | None, ...]
     scores: tuple[float, ...]
@@ -70,6 +76,7 @@ class ComparisonRow:
     agreement: tuple[float, ...] | None = None
     calibration_error: tuple[float, ...] | None = None
     members: tuple[Member, ...] = field(default=(), compare=False, repr=False)
+    holders: tuple[Member, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def is_original(self) -> bool:
@@ -95,8 +102,9 @@ def compare(reports: Sequence[CompressionReport]) -> list[ComparisonRow]:
             _add(rows.setdefault(key, {}), _settings(report, model.name), (report, model.name))
     for key, same in rows.items():
         rows[key] = _told_apart(same)
+    depths = Counter((task, label) for task, label, _ in rows)
     return [
-        _row(key, group.members, _differing(group, list(same.values())))
+        _row(key, group.members, depths[key[:2]] > 1, _differing(group, list(same.values())))
         for key, same in rows.items()
         for group in same.values()
     ]
@@ -228,15 +236,19 @@ def _differing(group: _Group, others: list[_Group]) -> str:
     return "".join(f"; {name}={value}" for name, value in own.items())
 
 
-def _row(key: tuple[str, str, int], members: list[Member], differing: str) -> ComparisonRow:
+def _row(
+    key: tuple[str, str, int], members: list[Member], tells_blocks: bool, differing: str
+) -> ComparisonRow:
     task, label, num_layers = key
+    blocks = f", {num_layers} block{'' if num_layers == 1 else 's'}" if tells_blocks else ""
     name = members[0][1]
     runs = {_identity(report, name): report for report, _ in members}
     kept = [r.retention(name) for r in runs.values() if r.original.name != name]
     first = next(iter(runs.values()))
     return ComparisonRow(
         task=task,
-        model=label + differing,
+        model=label + blocks + differing,
+        common_name=label + differing,
         num_layers=num_layers,
         seeds=tuple(r.run.get("seed") for r in runs.values()),
         scores=tuple(r[name].score for r in runs.values()),
@@ -246,6 +258,7 @@ def _row(key: tuple[str, str, int], members: list[Member], differing: str) -> Co
         agreement=_figure("agreement", runs.values(), name),
         calibration_error=_figure("calibration_error", runs.values(), name),
         members=tuple((r, name) for r in runs.values()),
+        holders=tuple(members),
     )
 
 

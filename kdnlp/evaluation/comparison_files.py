@@ -120,14 +120,16 @@ def save_comparison(
     """Write `comparison.md`, `.json`, `.html`, `.png` and `.svg` into `folder`, each whole.
 
     In the JSON a number that is not finite is `null`. Of several tasks there is a plot each,
-    `comparison-<task>.png` and `.svg`.
+    `comparison-<task>.png` and `.svg`, with a number where two would have one name.
     """
     text = json_text([_plain(row, tests) for row in rows])
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     titles: dict[str, str] = {}
-    for name, own in _by_task(rows).items():
-        titles[name] = f"{own[0].task}: score against latency, mean and standard deviation of runs"
+    names = _plot_names(rows)
+    for task, own in _by_task(rows).items():
+        name = names[task]
+        titles[name] = f"{task}: score against latency, mean and standard deviation of runs"
         save_figure(lambda own=own: _draw(own), target, name)  # type: ignore[misc]
     tables = [PageTable("", HEADER, comparison_rows(rows), note=CAPTION, texts=2)]
     if tests:
@@ -147,10 +149,10 @@ def _page(
     """A section a task, with its own table and plot: a column of one task's name is room lost."""
     tables: list[PageTable] = []
     caption, test_caption = CAPTION, TEST_CAPTION
-    for name, own in _by_task(rows).items():
-        task = own[0].task
+    names = _plot_names(rows)
+    for task, own in _by_task(rows).items():
         cells = [row[1:] for row in comparison_rows(own)]
-        plots = read_plots({name: titles[name]}, folder)
+        plots = read_plots({names[task]: titles[names[task]]}, folder)
         tables.append(PageTable(task, HEADER[1:], cells, note=caption, plots=plots))
         caption = ""  # once is enough
         tried = [test for test in tests if test.task == task]
@@ -164,8 +166,8 @@ def _page(
 
 def _plain(row: ComparisonRow, tests: Sequence[ComparisonTest]) -> dict[str, Any]:
     """A row and its test as plain values."""
-    values = asdict(replace(row, members=()))
-    del values["members"]
+    values = asdict(replace(row, members=(), holders=()))
+    del values["members"], values["holders"]
     own = [asdict(t) for t in tests if (t.task, t.model) == (row.task, row.model)]
     return {**values, "tests": own}
 
@@ -182,12 +184,26 @@ def _markdown(tables: Sequence[PageTable], titles: dict[str, str]) -> str:
 
 
 def _by_task(rows: Sequence[ComparisonRow]) -> dict[str, list[ComparisonRow]]:
-    """The rows of each task, by the name of its plot."""
-    tasks = list(dict.fromkeys(row.task for row in rows))
-    names = dict.fromkeys(tasks, "comparison")
-    if len(tasks) > 1:
-        names = {task: f"comparison-{re.sub(r'[^A-Za-z0-9_.-]+', '-', task)}" for task in tasks}
-    return {names[task]: [row for row in rows if row.task == task] for task in tasks}
+    tasks = dict.fromkeys(row.task for row in rows)
+    return {task: [row for row in rows if row.task == task] for task in tasks}
+
+
+def _plot_names(rows: Sequence[ComparisonRow]) -> dict[str, str]:
+    """The file name, without its ending, of each task's plot."""
+    tasks = list(_by_task(rows))
+    if len(tasks) == 1:
+        return {tasks[0]: "comparison"}
+    names: dict[str, str] = {}
+    taken: set[str] = set()
+    for task in tasks:
+        plain = name = f"comparison-{re.sub(r'[^A-Za-z0-9_.-]+', '-', task)}"
+        number = 1
+        while name.lower() in taken:  # a file system may not tell A from a
+            number += 1
+            name = f"{plain}-{number}"
+        taken.add(name.lower())
+        names[task] = name
+    return names
 
 
 def _draw(rows: Sequence[ComparisonRow]) -> "Figure":

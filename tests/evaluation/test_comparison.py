@@ -53,11 +53,11 @@ def test_methods_and_depths_are_kept_apart():
     rows = compare([*RUNS, run("theseus", 1, (0.8, 0.5), layers=1)])
     assert [(row.model, row.num_layers, len(row.scores)) for row in rows] == [
         ("predecessor", 4, 2),
-        ("successor (theseus)", 2, 2),
+        ("successor (theseus), 2 blocks", 2, 2),
         ("baseline", 2, 2),
         ("teacher", 4, 1),
         ("student (distillation)", 2, 1),
-        ("successor (theseus)", 1, 1),
+        ("successor (theseus), 1 block", 1, 1),
     ]
 
 
@@ -309,6 +309,25 @@ def test_tests_are_written_beside_the_models_they_are_of(tmp_path):
     assert saved["successor (theseus)"][0]["differences"] == pytest.approx([0.06, 0.06])
 
 
+def test_of_two_depths_each_row_is_written_with_its_own_test(tmp_path):
+    runs = [run("theseus", 1, (0.8, 0.5, 0.4), layers=1), run("theseus", 1, (0.8, 0.7, 0.65))]
+    rows = compare(runs)
+    tests = judge(rows)
+    save_comparison(rows, tmp_path, tests)
+    saved = json.loads((tmp_path / "comparison.json").read_text())
+    written = {
+        (row["num_layers"], test["model"], test["against"]): test["differences"]
+        for row in saved
+        for test in row["tests"]
+    }
+    assert written == {
+        (1, "successor (theseus), 1 block", "baseline, 1 block"): [pytest.approx(0.1)],
+        (2, "successor (theseus), 2 blocks", "baseline, 2 blocks"): [pytest.approx(0.05)],
+    }
+    names = [cells[1] for cells in comparison_test_rows(tests)]
+    assert names == ["successor (theseus), 1 block", "successor (theseus), 2 blocks"]
+
+
 def test_a_terminal_of_80_columns_shows_every_cell_in_one_line():
     """Numbers that are broken over two lines cannot be read."""
     scores = {1: (0.8, 0.71, 0.61), 2: (0.8, 0.74, 0.65), 3: (0.8, 0.78, 0.62)}
@@ -333,3 +352,18 @@ def test_several_tasks_have_a_plot_each_whatever_their_names(tmp_path):
     assert names == {"comparison-t.png", "comparison-my-own-data.png"}
     page = (tmp_path / "comparison.html").read_text()
     assert page.count("data:image/svg+xml;base64,") == 2
+
+
+def test_tasks_whose_names_make_one_file_name_lose_neither_plot_nor_table(tmp_path):
+    tasks = ("my data", "my-data", "My data", "my-data-2")
+    save_comparison(compare([replace(RUNS[0], task=task) for task in tasks]), tmp_path)
+    names = {path.stem for path in tmp_path.iterdir() if path.suffix == ".png"}
+    numbered = ["my-data", "my-data-2", "My-data-3", "my-data-2-2"]
+    assert names == {f"comparison-{name}" for name in numbered}
+    page = (tmp_path / "comparison.html").read_text()
+    assert page.count("data:image/svg+xml;base64,") == len(tasks)
+    text = (tmp_path / "comparison.md").read_text()
+    for task, name in zip(tasks, numbered, strict=True):
+        assert f">{task}</h2>" in page
+        assert f"![{task}: score" in text
+        assert f"(comparison-{name}.png)" in text
