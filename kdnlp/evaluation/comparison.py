@@ -202,7 +202,7 @@ def _settings(report: CompressionReport, name: str) -> dict[str, Any]:
         return settings
     settings["parameters"] = report[name].parameters
     own = SHARED_ARGUMENTS if name == BASELINE else tuple(arguments)
-    settings |= {n: arguments[n] for n in own if n in arguments and n != "seed"}
+    settings |= {n: arguments[n] for n in own if n != "seed" and arguments.get(n) is not None}
     settings |= {n: run[n] for n in _BUDGET if run.get(n) is not None}
     if name != BASELINE:
         settings |= {n: run[n] for n in _LEARNED_FROM if run.get(n) is not None}

@@ -92,6 +92,17 @@ def with_settings(report, **arguments):
     return replace(report, run={**report.run, "arguments": arguments})
 
 
+def test_an_argument_that_is_not_set_and_one_that_is_not_told_are_alike():
+    one, other = (run("theseus", seed, (0.8, 0.7)) for seed in (1, 2))
+    rows = compare(
+        [
+            with_settings(one, warmup_steps=5, hub_revision=None),
+            with_settings(other, warmup_steps=5),
+        ]
+    )
+    assert [len(row.scores) for row in rows if not row.is_original] == [2]
+
+
 def test_runs_that_differ_in_a_setting_are_not_pooled_as_seeds():
     runs = [with_settings(RUNS[0], learning_rate=1e-4), with_settings(RUNS[1], learning_rate=3e-5)]
     labels = [row.model for row in compare(runs)]
