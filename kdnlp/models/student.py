@@ -57,6 +57,8 @@ def build_student(
     student_config = _student_config(teacher, layer_stack, source, config)
     student: PreTrainedModel = type(teacher)(student_config)
     nn.Module.to(student, device=teacher.device, dtype=teacher.dtype)
+    if teacher.can_generate():
+        student.generation_config = copy.deepcopy(teacher.generation_config)
     not_copied = _copy_weights(teacher, student, layer_stack.path, source)
     if not_copied:
         logger.warning(

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from kdnlp.checkpoints import list_checkpoints
+from kdnlp.trainers.output_dir import remove_checkpoints
+
 if TYPE_CHECKING:
     from kdnlp.trainers.guarded import GuardedTrainer
 
@@ -41,6 +44,8 @@ def undone_if_too_large(trainer: "GuardedTrainer") -> Iterator[None]:
 
     The next attempt begins at step 0, with the weights, the optimizer and the random numbers that
     the run was given. Otherwise the steps before the large batch would have been trained twice.
+    Its checkpoints go: were the next attempt killed before it has written one, it would be resumed
+    from them.
     """
     if not trainer.args.auto_find_batch_size:
         yield
@@ -54,6 +59,8 @@ def undone_if_too_large(trainer: "GuardedTrainer") -> Iterator[None]:
     random = torch.get_rng_state()
     device = trainer.args.device
     theirs = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    folder = str(trainer.args.output_dir)
+    before = list_checkpoints(folder)
     try:
         yield
     except RuntimeError as error:
@@ -62,6 +69,8 @@ def undone_if_too_large(trainer: "GuardedTrainer") -> Iterator[None]:
             for name, module in model.named_modules():
                 module.training = modes.get(name, module.training)
             _undo_optimizer(trainer, own)
+            if trainer.is_world_process_zero():
+                remove_checkpoints(folder, keep=before)
             trainer._recorded = {}
             if schedule is not None and not trainer._created_lr_scheduler:
                 rates.load_state_dict(schedule)

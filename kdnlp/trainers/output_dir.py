@@ -4,7 +4,7 @@ import logging
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar, cast
@@ -203,8 +203,8 @@ def remove_other_report(folder: Path, written: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def remove_checkpoints(output_dir: str) -> None:
+def remove_checkpoints(output_dir: str, keep: Collection[Path] = ()) -> None:
     """Remove a run's checkpoints: to resume from the last would take them, were they further."""
     for checkpoint in list_checkpoints(output_dir):
-        if not checkpoint.is_symlink():
+        if not checkpoint.is_symlink() and checkpoint not in keep:
             shutil.rmtree(checkpoint)

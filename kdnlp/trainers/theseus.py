@@ -112,6 +112,9 @@ class TheseusTrainer(CompressionTrainer):
 
     def part(self, model: PreTrainedModel) -> None:
         """Leave the successor a plain model whose parameters can all be trained further."""
+        if self.layers is not None and self.args.compile_blocks:
+            for block in _blocks(self.layers):
+                block._compiled_call_impl = None
         detach(model)
         parameters = dict(model.named_parameters())
         for name, required_grad in self.shared.items():
@@ -206,7 +209,7 @@ class TheseusTrainer(CompressionTrainer):
                 {k: v for k, v in kwargs.items() if k not in ("every_n_layers", "offload")}
             )
         if self.args.compile_blocks:
-            for block in [*layers.children(), *chain.from_iterable(layers.slots)]:
+            for block in _blocks(layers):
                 block.compile()
 
     def _announce(self, layers: TheseusLayers) -> None:
@@ -228,6 +231,7 @@ class TheseusTrainer(CompressionTrainer):
             if isinstance(loss, MappedLoss):
                 loss.slot_ends = ends[1:]
                 loss.prepare(model.config, self.predecessor.config, self.task)
+                loss.slot_ends = None  # another trainer that it is given to has no slots
                 other = {i: j for i, j in loss.mapped.items() if ends[i] != j}
                 if other:
                     logger.warning(
@@ -270,6 +274,11 @@ class TheseusTrainer(CompressionTrainer):
         return super()._determine_best_metric(metrics, trial)
 
 
+def _blocks(layers: TheseusLayers) -> list[nn.Module]:
+    """The successor's, then the predecessor's."""
+    return [*layers.children(), *chain.from_iterable(layers.slots)]
+
+
 class _StepCallback(TrainerCallback):
     """Says what the ramp is in the paper's terms, and withholds gradients from the optimizer."""
 
@@ -284,6 +293,17 @@ class _StepCallback(TrainerCallback):
                 f"got {last:.3g}: the successor would never be trained as it will be deployed. "
                 "Train longer, use a smaller replacing_fraction, or "
                 "allow_incomplete_replacement=True if that is what you want."
+            )
+        rate, name = self.trainer.replacing_rate(), "replacing_rate"
+        before = next((entry[name] for entry in state.log_history[::-1] if name in entry), rate)
+        if state.global_step and rate < before:
+            logger.warning(
+                "The resumed run has %d optimizer steps, and its ramp with them: the replacing "
+                "rate falls from %g to %.3g, and what was replaced is mixed with the predecessor "
+                "again. To train a finished successor further, fine-tune it instead.",
+                state.max_steps,
+                before,
+                rate,
             )
         steps, base = args.replacing_fraction * state.max_steps, args.initial_replacing_rate
         if args.replacing_schedule == "linear":

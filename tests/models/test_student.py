@@ -1,7 +1,7 @@
 import pytest
 import torch
 from settings import ARCHITECTURES, tiny_batch, tiny_model
-from transformers import AutoConfig, BertConfig
+from transformers import AutoConfig, AutoModelForCausalLM, BertConfig
 
 from kdnlp.models.layers import find_layers
 from kdnlp.models.student import build_student, select_layers
@@ -115,3 +115,12 @@ def test_another_family_or_vocabulary_is_refused():
         build_student(teacher, config=AutoConfig.for_model("roberta"))
     with pytest.raises(ValueError, match="vocab_size"):
         build_student(teacher, config=BertConfig(vocab_size=99))
+
+
+def test_how_the_teacher_generates_is_carried():
+    teacher = tiny_model("llama", 4)
+    causal = AutoModelForCausalLM.from_config(teacher.config)
+    causal.generation_config.update(num_beams=4, max_length=33)
+    student = build_student(causal, 2)
+    assert (student.generation_config.num_beams, student.generation_config.max_length) == (4, 33)
+    assert student.generation_config is not causal.generation_config

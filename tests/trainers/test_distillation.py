@@ -510,6 +510,41 @@ def test_rows_are_evaluated_in_order_when_training_groups_them_by_length(tmp_pat
     assert seen == [ragged["labels"][:]]
 
 
+def test_what_a_loss_learns_is_in_an_optimizer_of_the_callers_own(tmp_path):
+    loss, student = HiddenLoss(projection=True), tiny_model("bert", 2, seed=3)
+    options = {"optimizers": (torch.optim.AdamW(student.parameters(), 0.01), None)}
+    trainer = distillation(
+        tmp_path, student=student, losses=lambda: {"hidden": loss}, options=options
+    )
+    before = [p.clone() for p in loss.parameters()]
+    trainer.train()
+    trainer.train()  # they are there already
+    assert len(trainer.optimizer.param_groups) == 2
+    assert not any(map(torch.equal, before, loss.parameters()))
+
+
+def test_a_schedule_made_for_an_optimizer_without_a_loss_s_parameters_is_refused(tmp_path):
+    student = tiny_model("bert", 2, seed=3)
+    optimizer = torch.optim.AdamW(student.parameters(), 0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    options = {"optimizers": (optimizer, schedule)}
+    trainer = distillation(
+        tmp_path, None, student, lambda: {"hidden": HiddenLoss(projection=True)}, options
+    )
+    with pytest.raises(ValueError, match="Pass the optimizer alone"):
+        trainer.train()
+
+
+def test_a_run_that_is_gone_on_with_in_its_trainer_has_its_optimizer_s_groups(tmp_path):
+    row, saved = TRAINER_ROWS["distillation-uncertainty"], {"save_strategy": "steps"}
+    trainer = build_trainer(row, tmp_path, max_steps=2, save_steps=2, **saved)
+    trainer.train()
+    trainer.args.max_steps = 3
+    trainer.train(resume_from_checkpoint="last")
+    assert trainer.state.global_step == 3
+    assert all(group["params"] for group in trainer.optimizer.param_groups)
+
+
 def test_a_search_over_depths_starts_every_projection_as_the_first_model_did(tmp_path):
     teacher, depths = tiny_model("bert", 4, **NO_DROPOUT), iter([2, 2, 3])
     loss, starts = HiddenLoss(projection=True), []

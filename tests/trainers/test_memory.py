@@ -4,6 +4,8 @@ import pytest
 import torch
 from settings import TRAINER_ROWS, build_trainer
 
+from kdnlp.checkpoints import list_checkpoints
+
 NAMES = ("distillation-parameters", "theseus-unfreeze")
 ROWS = pytest.mark.parametrize(
     "name",
@@ -84,6 +86,17 @@ def test_a_batch_that_fits_is_found_and_trains_what_it_would_have_trained_alone(
     assert logs[0] == logs[1]
     plain = build("distillation", tmp_path / "plain")[0].student
     assert [type(m) for m in found.student.modules()] == [type(m) for m in plain.modules()]
+
+
+def test_an_attempt_that_ran_out_of_memory_leaves_no_checkpoint_to_resume(tmp_path):
+    error, saved = torch.OutOfMemoryError(MESSAGE), {"save_strategy": "steps", "save_steps": 1}
+    trainer, _ = build(
+        "distillation", tmp_path, error, most=0, since=2, auto_find_batch_size=True,
+        per_device_train_batch_size=1, **saved,
+    )  # fmt: skip
+    with pytest.raises(RuntimeError, match="No executable batch size found"):
+        trainer.train()
+    assert list_checkpoints(tmp_path) == []
 
 
 def test_where_not_even_one_row_fits_the_model_is_as_it_was(tmp_path):

@@ -556,6 +556,7 @@ def test_blocks_are_compiled_one_by_one_so_that_new_paths_are_no_new_graphs(
     assert compiled_run(tmp_path / "compiled", True) == pytest.approx(eager, rel=1e-5)
     assert len(set(compiled)) == 2 + 4
     assert {type(module).__name__ for module in compiled} == {"BertLayer"}
+    assert all(module._compiled_call_impl is None for module in compiled)  # plain once more
     # Seven blocks and modes share the graphs of one class: with gradients, and without.
     assert 1 <= len(graphs) <= 4
 
@@ -678,6 +679,27 @@ def test_a_successor_block_learns_the_block_at_which_its_slot_ends(
     assert entry["replaced_fraction"] == 0.0
     assert entry["loss_hidden"] == pytest.approx(0.0, abs=1e-9)
     assert entry["loss_scores"] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_a_loss_that_is_used_again_elsewhere_forgets_the_slots(tmp_path):
+    predecessor, loss = tiny_model("bert", 6, **NO_DROPOUT), HiddenLoss()
+    row = TrainerRow("TheseusTrainer", losses=lambda: {"hidden": loss})
+    build_trainer(row, tmp_path, predecessor, build_student(predecessor, 3), slot_sizes="1,1,4")
+    assert loss.mapped == {0: 0, 1: 1, 2: 2, 3: 6}
+    row = TrainerRow("DistillationTrainer", losses=lambda: {"hidden": loss})
+    build_trainer(row, tmp_path, predecessor, build_student(predecessor, 3))
+    assert loss.mapped == {0: 0, 1: 2, 2: 4, 3: 6}
+
+
+def test_a_ramp_that_falls_back_because_the_run_grew_is_said(tmp_path, caplog):
+    settings = {"save_strategy": "steps", "save_steps": 4, "logging_steps": 1}
+    theseus(tmp_path, max_steps=4, **settings).train()
+    theseus(tmp_path, max_steps=4, **settings).train(resume_from_checkpoint="last")
+    assert "rate falls" not in caplog.text
+    theseus(tmp_path, max_steps=20, **settings).train(resume_from_checkpoint="last")
+    assert "has 20 optimizer steps, and its ramp with them: the replacing rate falls from 1 to" in (
+        caplog.text
+    )
 
 
 def test_a_layer_map_that_pulls_against_the_slots_is_said(tmp_path, caplog):
