@@ -89,7 +89,18 @@ REFUSED_BY_THESEUS = [
     ("slot_sizes", [1.5, 2], "slot_sizes must read like 1,1,2,2"),
     ("slot_sizes", "two", "slot_sizes must read like 1,1,2,2"),
 ]
+REFUSED_BY_ALL = [
+    ("learning_rate", -1.0, "learning_rate must be a number of at least 0, got -1"),
+    ("learning_rate", NAN, "learning_rate must be a number of at least 0, got nan"),
+    ("per_device_train_batch_size", 0, "per_device_train_batch_size must be .* at least 1, got 0"),
+    ("per_device_eval_batch_size", -8, "per_device_eval_batch_size must be .* at least 1, got -8"),
+    ("gradient_accumulation_steps", 0, "gradient_accumulation_steps must be .* at least 1, got 0"),
+    ("num_train_epochs", 0.0, "num_train_epochs must be above 0, got 0"),
+    ("weight_decay", INF, "weight_decay must be a number of at least 0, got inf"),
+    ("seed", -1, "seed must be a number of at least 0, got -1"),
+]
 REFUSED = [
+    *((CompressionTrainingArguments, *row) for row in REFUSED_BY_ALL),
     *((DistillationTrainingArguments, *row) for row in REFUSED_BY_DISTILLATION),
     *((TheseusTrainingArguments, *row) for row in REFUSED_BY_DISTILLATION + REFUSED_BY_THESEUS),
 ]
@@ -282,7 +293,7 @@ def test_without_final_values_nothing_moves(schedule, distillation):
 
 @pytest.mark.parametrize("argument", ["loss_weights", "final_loss_weights"])
 def test_a_weight_for_no_loss_is_not_ignored(argument, distillation):
-    weights = {"loss_weights": WEIGHTS, argument: {"task": 1.0, "hiden": 1.0}}
+    weights = {"loss_weights": WEIGHTS, argument: {**WEIGHTS, "hiden": 1.0}}
     args = distillation(**weights)
     with pytest.raises(ValueError, match=f"{argument} names hiden, but the losses .*task, logits"):
         args.check_loss_names(NAMES)
@@ -296,9 +307,16 @@ def test_weights_of_zero_train_nothing_and_are_refused(weights, distillation):
 
 
 def test_a_weight_at_either_end_is_enough(distillation):
-    for values in ({"loss_weights": "task=1"}, {"final_loss_weights": "task=1"}):
-        distillation(**{"loss_weights": "task=0", **values}).check_loss_names(NAMES)
+    for values in ({"loss_weights": "task=1,logits=0"}, {"final_loss_weights": "task=1"}):
+        distillation(**{"loss_weights": "logits=0", **values}).check_loss_names(NAMES)
     distillation().check_loss_names(NAMES)
+
+
+def test_a_loss_without_a_weight_is_not_trained_on_as_if_it_had_one(distillation):
+    args = distillation(loss_weights="task=0.5,logits=0.5")
+    with pytest.raises(ValueError, match="no weight for patient, relation, got"):
+        args.check_loss_names([*NAMES, "patient", "relation"])
+    distillation(loss_weights="logits=1").check_loss_names(NAMES)
 
 
 # Serialisation.

@@ -1,5 +1,6 @@
 """Arguments that every trainer shares: checked before anything is loaded or trained."""
 
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
@@ -73,6 +74,7 @@ class CompressionTrainingArguments(TrainingArguments):
         Called at construction and again when training starts, since a hyperparameter search sets
         fields on a finished object.
         """
+        self._check_numbers()
         if self.unpadded and self.compiles:
             raise ValueError(
                 "unpadded=True gives the blocks another number of tokens in every batch, and "
@@ -100,6 +102,22 @@ class CompressionTrainingArguments(TrainingArguments):
                 "optimizer and random states, and training_args.bin, which is a pickle with the "
                 "paths of this machine. every_save publishes the model of every checkpoint, and "
                 "each stays at its commit."
+            )
+
+    def _check_numbers(self) -> None:
+        sizes = [f"per_device_{split}_batch_size" for split in ("train", "eval")]
+        least = dict.fromkeys((*sizes, "gradient_accumulation_steps"), 1)
+        for name, low in {**least, "learning_rate": 0, "weight_decay": 0, "seed": 0}.items():
+            value = getattr(self, name)
+            if not low <= value < math.inf:
+                raise ValueError(
+                    f"{name} must be a number of at least {low}, got {value}. The run would fail "
+                    "after its models were loaded, or move away from what it is to learn."
+                )
+        if self.max_steps <= 0 and not self.num_train_epochs > 0:
+            raise ValueError(
+                f"num_train_epochs must be above 0, got {self.num_train_epochs}, and max_steps "
+                f"{self.max_steps}. Nothing would be trained, and reported as if it were. Set one."
             )
 
     def __getstate__(self) -> dict[str, Any]:

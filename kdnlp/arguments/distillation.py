@@ -36,7 +36,7 @@ class DistillationTrainingArguments(CompressionTrainingArguments):
         default=None,
         metadata={
             "help": "Weight of each loss by name, as task=0.5,logits=0.5 or as JSON; `task` is the "
-            "loss on the labels. A name that is left out weighs 0. Default: equal shares."
+            "loss on the labels, and weighs 0 where it is left out. Default: equal shares."
         },
     )
     final_loss_weights: dict[str, float] | str | None = field(
@@ -191,7 +191,11 @@ class DistillationTrainingArguments(CompressionTrainingArguments):
         }
 
     def check_loss_names(self, names: list[str]) -> None:
-        """Raise `ValueError` if a weight names no loss, or if nothing is left to train on."""
+        """Raise `ValueError` if weights and losses do not fit, or nothing is left to train on.
+
+        A weight must name a loss, and a loss have a weight; that of the labels, `task`, is first in
+        `names` and weighs 0 where none is given.
+        """
         for argument in ("loss_weights", "final_loss_weights"):
             weights = getattr(self, argument)
             unknown = sorted(set(weights or {}) - set(names))
@@ -206,4 +210,12 @@ class DistillationTrainingArguments(CompressionTrainingArguments):
         ):
             raise ValueError(
                 f"loss_weights gives no weight to any of {', '.join(names)}: nothing would train."
+            )
+        given = {**as_dict(self.loss_weights or {}), **as_dict(self.final_loss_weights or {})}
+        idle = [name for name in names[1:] if name not in given]
+        if self.loss_weights is not None and idle:
+            raise ValueError(
+                f"loss_weights has no weight for {', '.join(idle)}, got {given}. The loss would be "
+                "computed and named in report and card, and teach nothing. Give it a weight, or "
+                "leave the loss out; a weight of 0 says that it is only to be watched."
             )

@@ -156,7 +156,17 @@ def trainer_inputs(
     options: DataOptions,
     args: CompressionTrainingArguments,
 ) -> tuple[DatasetDict, dict[str, Any]]:
-    """The tokenised splits, and what every trainer of the run is given."""
+    """The tokenised splits, and what every trainer of the run is given.
+
+    Raises:
+        ValueError: if the checkpoint is to be chosen by what no evaluation measures.
+    """
+    best, known = args.metric_for_best_model, [*task.metrics, "score", "loss"]
+    if best is not None and best.removeprefix("eval_") not in known:
+        raise ValueError(
+            f"Expected --metric_for_best_model to be one of {', '.join(known)}, got {best}. The "
+            f"run would end at its first evaluation, which measures no such thing on {task.name}."
+        )
     with args.main_process_first(desc="tokenising"):
         splits = prepare(rows, task, tokenizer, options.max_length)
     measured = splits[task.eval_splits[0]]

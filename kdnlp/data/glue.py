@@ -89,6 +89,7 @@ def load_glue_raw(task: str, data_dir: str | os.PathLike[str] | None = None) -> 
     Raises:
         ValueError: if the task is unknown, or an official file is damaged.
         FileNotFoundError: if `data_dir` holds no known layout of the task.
+        ConnectionError: if the Hub cannot be reached, and the rows are not in datasets' cache.
     """
     if task not in GLUE_TASKS:
         raise ValueError(
@@ -97,7 +98,13 @@ def load_glue_raw(task: str, data_dir: str | os.PathLike[str] | None = None) -> 
         )
     description = GLUE_TASKS[task]
     if data_dir is None:
-        splits = load_dataset(HUB_DATASET, task)
+        try:
+            splits = load_dataset(HUB_DATASET, task)
+        except ConnectionError as error:
+            raise ConnectionError(
+                f"GLUE's {task} could not be fetched: {error}. Without a network, name a folder "
+                "with GLUE: --data_dir, or data_dir= from Python."
+            ) from error
         return DatasetDict({split: splits[split] for split in _splits(description)})
     for folder in candidate_folders(Path(data_dir), task, OFFICIAL_LAYOUTS[task].folder):
         files = find_parquet(folder, _splits(description))

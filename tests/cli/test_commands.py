@@ -431,6 +431,14 @@ def test_evaluation_during_training_and_the_best_checkpoint(command, encoder, fi
     assert "which flatters it" in (tmp_path / "README.md").read_text()
 
 
+def test_a_best_checkpoint_by_what_nothing_measures_is_refused(finetuned, tmp_path, count_steps):
+    model = ("--predecessor", finetuned, "--output_dir", tmp_path)
+    best = ("--load_best_model_at_end", "--save_strategy", "epoch", "--eval_strategy", "epoch")
+    with pytest.raises(SystemExit, match="best_model to be one of accuracy, score, loss, got acc"):
+        run("theseus", *model, *TASK, *FAST, *best, "--metric_for_best_model", "acc")
+    assert not count_steps
+
+
 def test_the_best_checkpoint_of_a_task_with_two_validation_splits(encoder, tmp_path):
     classes = datasets.ClassLabel(names=["entailment", "neutral", "contradiction"])
     for split in ("train", "validation_matched", "validation_mismatched"):

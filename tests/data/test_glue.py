@@ -241,3 +241,8 @@ def test_a_loaded_task_is_ready_to_train(tmp_path, tokenizer, task):
 def test_real_glue_has_its_known_size(tokenizer, task, train, validation):
     splits = load_glue(task, tokenizer, os.environ["KDNLP_GLUE_DIR"])
     assert (len(splits["train"]), len(splits["validation"])) == (train, validation)
+
+
+def test_rows_that_cannot_be_fetched_are_asked_for_as_a_folder():
+    with pytest.raises(ConnectionError, match=r"GLUE's mrpc could not be fetched: .* --data_dir"):
+        load_glue_raw("mrpc")
