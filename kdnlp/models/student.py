@@ -95,7 +95,7 @@ def select_layers(num_layers: int | None, available: int, init_layers: InitLayer
     if num_layers is None or not 1 <= num_layers <= available:
         raise ValueError(
             f"num_layers must lie between 1 and the teacher's {available} blocks, got "
-            f"{num_layers}. A student with more blocks than its teacher is no compression."
+            f"{num_layers}. Fewer would be no transformer, more no compression."
         )
     if not isinstance(init_layers, str):
         return indices
