@@ -1,6 +1,7 @@
 """The user's own data: a table on disk becomes a dataset and a task."""
 
 import csv
+import glob
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -183,7 +184,7 @@ def _read_table(path: Path) -> Dataset:
     loader, options = _FORMATS[path.suffix.lower()]
     try:
         # One call per file: several files in one call must agree on every column, used or not.
-        return load_dataset(loader, data_files={"train": str(path)}, split="train", **options)
+        return load_dataset(loader, data_files=glob.escape(str(path)), split="train", **options)
     except StopIteration as error:  # blank lines alone
         raise _without_rows(path) from error
     except (ValueError, DatasetGenerationError) as error:

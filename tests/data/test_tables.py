@@ -92,6 +92,16 @@ def test_a_rewritten_file_is_read_again(tmp_path):
     assert len(read_tables(path, path)["train"]) == 3
 
 
+@pytest.mark.parametrize("name", ["run[2]/a.csv", "a[1].csv", "a[!b].csv", "a*.csv", "a?.csv"])
+def test_a_path_is_no_pattern_that_another_file_matches(name, tmp_path):
+    path = tmp_path / name
+    for other in ("run2/a.csv", "a1.csv", "ac.csv"):
+        (tmp_path / other).parent.mkdir(exist_ok=True)
+        write(tmp_path / other, ROWS[:1])
+    path.parent.mkdir(exist_ok=True)
+    assert read_tables(write(path, ROWS), path)["train"].to_list() == ROWS
+
+
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.5, 0.01])
 def test_a_split_with_an_empty_side_is_refused(tmp_path, fraction):
     with pytest.raises(ValueError, match=rf"got {fraction} of the 4 rows"):
