@@ -1,5 +1,6 @@
 """The nine GLUE tasks (Wang et al. 2019, https://gluebenchmark.com), from the Hub or a folder."""
 
+import glob
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -133,14 +134,17 @@ def candidate_folders(data_dir: Path, task: str, *official: str) -> list[Path]:
 
 
 def find_parquet(folder: Path, splits: Sequence[str]) -> dict[str, list[str]] | None:
-    """The parquet files of every split, in shard order; `None` unless all splits are there."""
+    """The parquet files of every split, in shard order; `None` unless all splits are there.
+
+    They are escaped: `load_dataset` reads a path as a pattern.
+    """
     found = {}
     for split in splits:
         whole = folder / f"{split}.parquet"
         shards = [whole] if whole.is_file() else _find_shards(folder, split)
         if not shards:
             return None
-        found[split] = [str(path) for path in shards]
+        found[split] = [glob.escape(str(path)) for path in shards]
     return found
 
 

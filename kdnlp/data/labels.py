@@ -1,5 +1,6 @@
 """What a column of labels means to a task: a class, several classes, or a real number."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -97,6 +98,24 @@ def check_class_lists(labels: Any, where: str, first_row: int, task: Task, ids: 
                 "of zeros and ones would name the classes 0 and 1 again and again. List the ids or "
                 "names of the classes, or make a column of zeros and ones for each class."
             )
+
+
+def check_no_one_hot_lists(labels: Iterable[Any], where: str, task: Task) -> None:
+    """Raise `ValueError` if the lists of class ids of a whole split all hold every class.
+
+    Args:
+        labels: Arrow columns of lists that passed `check_class_lists`.
+        where: the split and the column.
+        task: says how many classes there are.
+    """
+    lists = (values for part in labels for values in part.to_pylist())
+    if all(len(values) == task.num_labels for values in lists):
+        raise ValueError(
+            f"{where}: expected a row without some class, got lists of all {task.num_labels} ids "
+            "in every row. Zeros and ones of two classes, [1, 0] or [0, 1], are read as the ids of "
+            "both, and every target would be 1. Write a row's one class as its id or name; write "
+            "several as lists of names, or as a column of zeros and ones for each class."
+        )
 
 
 def check_zeros_and_ones(labels: Any, where: str, first_row: int) -> None:

@@ -139,9 +139,10 @@ def check_dataset(dataset: DatasetDict, task: Task) -> None:
 
     Raises:
         ValueError: if a split or column is missing, a split is empty, a text or label is null, a
-            text column holds no strings, a label is no class of the task, a regression target is
-            not a finite number, tags and words differ in number, or an answer does not stand where
-            it should. It names the split and the first offending row.
+            text column holds no strings, a label is no class of the task, lists of class ids hold
+            every class in every row, a regression target is not a finite number, tags and words
+            differ in number, or an answer does not stand where it should. It names the split, and
+            the first offending row where there is one.
     """
     for split in _splits(task):
         check_split(dataset, split, task)

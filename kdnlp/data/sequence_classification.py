@@ -12,6 +12,7 @@ from kdnlp.data.labels import (
     ClassIds,
     check_class_lists,
     check_classes,
+    check_no_one_hot_lists,
     check_targets,
     check_zeros_and_ones,
     class_ids,
@@ -37,6 +38,10 @@ def check_texts_and_labels(rows: Dataset, split: str, task: Task) -> None:
         for column in task.label_columns:
             where = f"Split {split!r}, column {column!r}"
             _check_labels(table[column], where, first_row, task, ids)
+    if task.kind == "multi_label_classification" and 0 in (ids or {}):  # ids, no names
+        (column,) = task.label_columns
+        lists = (table[column] for _, table in arrow_tables(rows, [column]))
+        check_no_one_hot_lists(lists, f"Split {split!r}, column {column!r}", task)
 
 
 def encode_texts(

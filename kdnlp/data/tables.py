@@ -1,13 +1,16 @@
 """The user's own data: a table on disk becomes a dataset and a task."""
 
 import csv
+import glob
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict, load_dataset
 from datasets.exceptions import DatasetGenerationError
+from pandas.errors import ParserWarning
 
 from kdnlp.data.checks import list_item
 from kdnlp.data.label_names import are_entity_tags, check_label_names, infer_label_names
@@ -17,7 +20,8 @@ from kdnlp.data.task import Task, TaskKind
 
 # "NA", "null" and "None" are words in a text, and a lone quote in a TSV file opens no field: with
 # pandas' defaults the first become missing values and the second swallows the lines that follow.
-_CSV_OPTIONS = {"keep_default_na": False, "na_values": [""]}
+# Where rows have more fields than the header, pandas would make the first an index: no column.
+_CSV_OPTIONS = {"keep_default_na": False, "na_values": [""], "index_col": False}
 _FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     ".csv": ("csv", _CSV_OPTIONS),
     ".tsv": ("csv", {**_CSV_OPTIONS, "sep": "\t", "quoting": csv.QUOTE_NONE}),
@@ -38,8 +42,8 @@ def read_tables(
 ) -> DatasetDict:
     """Read a training table and a validation table, or split one in two.
 
-    CSV and TSV files need a header line. Only empty cells count as missing: words like "NA" stay
-    words. TSV fields are read as they stand, without quoting.
+    CSV and TSV files need a header line that names every field. Only empty cells count as missing:
+    words like "NA" stay words. TSV fields are read as they stand, without quoting.
 
     Args:
         train_file: a .csv, .tsv, .json, .jsonl or .parquet file.
@@ -54,8 +58,8 @@ def read_tables(
 
     Raises:
         FileNotFoundError: if a file is missing.
-        ValueError: if a format is unknown, a file holds no rows or is not what its ending says, or
-            the split would leave a side empty.
+        ValueError: if a format is unknown, a file holds no rows or is not what its ending says, a
+            row has more fields than the header, or the split would leave a side empty.
     """
     train = _read_table(Path(train_file))
     if validation_file is not None:
@@ -182,13 +186,17 @@ def _read_table(path: Path) -> Dataset:
         raise _without_rows(path)
     loader, options = _FORMATS[path.suffix.lower()]
     try:
-        # One call per file: several files in one call must agree on every column, used or not.
-        return load_dataset(loader, data_files={"train": str(path)}, split="train", **options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", ParserWarning)  # pandas' word for fields that it drops
+            # One call per file: several files in one call must agree on every column, used or not.
+            return load_dataset(loader, data_files=glob.escape(str(path)), split="train", **options)
     except StopIteration as error:  # blank lines alone
         raise _without_rows(path) from error
     except (ValueError, DatasetGenerationError) as error:
         if _NO_ROWS in str(error):
             raise _without_rows(path) from error
+        if isinstance(error.__cause__, ParserWarning):
+            raise _too_many_fields(path) from error
         raise _unreadable(path, error.__cause__ or error) from error
 
 
@@ -196,6 +204,14 @@ def _without_rows(path: Path) -> ValueError:
     return ValueError(
         f"Expected rows in {path}, got none. There is nothing to learn from or to measure "
         "on. Name the file that holds the rows."
+    )
+
+
+def _too_many_fields(path: Path) -> ValueError:
+    return ValueError(
+        f"Expected as many fields in a row of {path} as its header names, got more. A part of a "
+        "text would be dropped, or train as a label. Quote a field of a .csv that holds a comma "
+        '("Paris, France",1), or name every field in the header.'
     )
 
 

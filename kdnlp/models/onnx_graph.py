@@ -53,6 +53,9 @@ def export_onnx(
 ) -> Path:
     """Write a model as an ONNX graph in float32 whose batch size and length are free.
 
+    The file says nothing of where it was made: what the exporter notes at each operation, down to
+    the lines of code on this machine, is left out.
+
     Args:
         model: has a head out of `EXPORTABLE`; nothing about it is changed.
         path: the file. Weights of more than ONNX's 2 GB go to a file beside it.
@@ -69,6 +72,8 @@ def export_onnx(
         ValueError: if the model has no such head, or torch cannot trace it for all lengths.
     """
     require_onnx()
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
     check_exportable(model)
     if opset < DEFAULT_OPSET:
         raise ValueError(
@@ -85,6 +90,7 @@ def export_onnx(
             f"{DEFAULT_OPSET}, which every graph has."
         )
     size = sum(p.numel() * p.element_size() for p in model.parameters())
+    ClearMetadataAndDocStringPass()(program.model)
     program.save(path, external_data=size > _ONE_FILE_BYTES)
     return Path(path)
 

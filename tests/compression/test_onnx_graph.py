@@ -1,6 +1,7 @@
 """A graph answers as its model does at every batch size and length, or there is none."""
 
 import logging
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -9,8 +10,9 @@ import torch
 import transformers
 from settings import ARCHITECTURES, SMALL, VOCAB_SIZE, task_model, tiny_model
 
+import kdnlp
 from kdnlp.models import onnx_graph
-from kdnlp.models.onnx_graph import OnnxModel, check_exportable, export_onnx
+from kdnlp.models.onnx_graph import OnnxModel, check_exportable, export_onnx, quantize_onnx
 
 FEW = ("gpt2",)  # BERT's graph is every other test's
 SIZES = [(1, 5, 0), (7, 23, 9), (4, 2, 1), (2, 64, 50), (1, 1, 0)]
@@ -79,6 +81,16 @@ def test_heads_that_answer_for_every_token_and_weights_that_fill_a_second_file(
     assert domain.version == 18
     with pytest.raises(ValueError, match="Without token_type_ids there is nothing to compute"):
         graph(padded_batch(model, 1, 3, 0))
+
+
+def test_a_graph_does_not_publish_where_the_code_that_wrote_it_lies(tmp_path):
+    graph = export_onnx(tiny_model("bert", 1), tmp_path / "model.onnx")
+    quantize_onnx(graph, tmp_path / "int8.onnx")
+    for file in (graph, tmp_path / "int8.onnx"):
+        content = file.read_bytes()
+        for package in (kdnlp, torch, transformers):
+            assert str(Path(package.__file__).parents[1]).encode() not in content
+        assert b".py" not in content
 
 
 @pytest.mark.slow

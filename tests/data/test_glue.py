@@ -112,6 +112,15 @@ def test_parquet_is_found_in_either_folder_and_by_either_name(tmp_path, task, sh
     }
 
 
+def test_a_folder_is_no_pattern_that_another_folder_matches(tmp_path):
+    for folder, rows in (("glue[1]", 4), ("glue1", 3)):
+        (tmp_path / folder / "rte").mkdir(parents=True)
+        for split in ("train", "validation"):
+            hub_rows("rte", rows).to_parquet(tmp_path / folder / "rte" / f"{split}.parquet")
+    splits = load_glue_raw("rte", tmp_path / "glue[1]")
+    assert {split: len(rows) for split, rows in splits.items()} == {"train": 4, "validation": 4}
+
+
 def test_shards_are_joined_in_order(tmp_path):
     write_parquet(tmp_path / "sst2", "sst2", "-00000-of-00001")
     (tmp_path / "sst2" / "train-00000-of-00001.parquet").unlink()

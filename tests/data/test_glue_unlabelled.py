@@ -90,6 +90,13 @@ def test_parquet_of_the_hub_gives_the_texts_alone(tmp_path, name):
         assert list(rows[first]) == [f"{first} {n}" for n in range(3)]
 
 
+def test_a_folder_is_no_pattern_that_another_folder_matches(tmp_path):
+    for folder, rows in (("glue[1]", 4), ("glue1", 3)):
+        (tmp_path / folder / "rte").mkdir(parents=True)
+        hub_rows("rte", rows).to_parquet(tmp_path / folder / "rte" / "test.parquet")
+    assert len(load_glue_test("rte", tmp_path / "glue[1]")["test"]) == 4
+
+
 def test_the_hub_is_asked_for_the_test_split(monkeypatch):
     calls = []
 

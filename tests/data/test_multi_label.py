@@ -117,6 +117,21 @@ def test_a_row_that_would_teach_another_class_is_named(labels, message):
         check_dataset(splits(genres=labels), GENRES)
 
 
+@pytest.mark.parametrize("labels", [[[1, 0], [0, 1], [1, 0]], [[0, 1]] * 3])
+def test_zeros_and_ones_of_two_classes_are_not_read_as_both_classes_in_every_row(labels):
+    dataset = splits(genres=labels)
+    task = infer_task(dataset, ["text"], "genres")
+    with pytest.raises(ValueError, match=r"'train', column 'genres': .* all 2 ids in every row"):
+        check_dataset(dataset, task)
+
+
+def test_ids_of_both_classes_in_some_rows_are_read(tokenizer):
+    dataset = splits(genres=[[1, 0], [0, 1], [1]])
+    task = infer_task(dataset, ["text"], "genres")
+    labels = list(prepare(dataset, task, tokenizer)["train"]["labels"])
+    assert labels == [[1.0, 1.0], [1.0, 1.0], [0.0, 1.0]]
+
+
 @pytest.mark.parametrize(
     ("values", "got"), [([0, 2, 1], "2"), ([0, -1, 1], "-1"), ([0, None, 1], "None")]
 )

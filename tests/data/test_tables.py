@@ -92,6 +92,45 @@ def test_a_rewritten_file_is_read_again(tmp_path):
     assert len(read_tables(path, path)["train"]) == 3
 
 
+@pytest.mark.parametrize("name", ["run[2]/a.csv", "a[1].csv", "a[!b].csv", "a*.csv", "a?.csv"])
+def test_a_path_is_no_pattern_that_another_file_matches(name, tmp_path):
+    path = tmp_path / name
+    for other in ("run2/a.csv", "a1.csv", "ac.csv"):
+        (tmp_path / other).parent.mkdir(exist_ok=True)
+        write(tmp_path / other, ROWS[:1])
+    path.parent.mkdir(exist_ok=True)
+    assert read_tables(write(path, ROWS), path)["train"].to_list() == ROWS
+
+
+@pytest.mark.filterwarnings("ignore")  # as a user's Python does
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", "text,label\nParis, France,1\nRome, Italy,0\n"),
+        ("a.csv", "text,label\nParis, France,1\nRome,0\n"),
+        ("a.csv", "text,label\na, b, c,1\na, b, c,0\n"),
+        ("a.csv", "text,label\n" + "a,1,\n" * 20_000 + "a, b,1\n"),  # not in the first chunk
+        ("a.tsv", "text\tlabel\n1\tthe cat\t1\n2\tthe dog\t0\n"),
+    ],
+)
+def test_no_field_is_lost_where_rows_have_more_than_the_header(name, text, tmp_path):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=r"fields in a row of .*a\..sv .* got more.*Quote a field"):
+        read_tables(tmp_path / name)
+
+
+def test_a_separator_at_the_end_of_each_row_moves_no_field_to_another_column(tmp_path):
+    (tmp_path / "a.csv").write_text("text,label\nthe cat,1,\nthe dog,0,\n")
+    rows = read_tables(tmp_path / "a.csv", tmp_path / "a.csv")["train"]
+    assert rows.to_dict() == {"text": ["the cat", "the dog"], "label": [1, 0]}
+
+
+def test_a_column_that_is_called_as_an_index_is_a_column(tmp_path):
+    rows = [{"text": "the cat", "label": 1, "__index_level_0__": 7}]
+    for path in (tmp_path / "a.csv", tmp_path / "a.parquet"):
+        assert read_tables(write(path, rows), path)["train"].to_list() == rows
+
+
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.5, 0.01])
 def test_a_split_with_an_empty_side_is_refused(tmp_path, fraction):
     with pytest.raises(ValueError, match=rf"got {fraction} of the 4 rows"):
