@@ -90,8 +90,9 @@ class WeightedLossTrainer(GuardedTrainer):
         """
         ours, _ = split_inputs(inputs)
         if not model.training:
-            loss, outputs = super().compute_loss(model, ours, True)
+            # Counted first: label smoothing takes the labels out of the batch it is given.
             counts = count_items(ours, self.task)[UNITS.index("items")] > 0
+            loss, outputs = super().compute_loss(model, ours, True)
             self._evaluates_badly = self._evaluates_badly | (counts & ~loss.isfinite().all())
             return (loss, outputs) if return_outputs else loss
         self.batch_shape = {n: tuple(v.shape) for n, v in inputs.items() if hasattr(v, "shape")}
