@@ -412,8 +412,11 @@ def _some_positions(ids: np.ndarray, mask: np.ndarray, rng: np.random.Generator)
 
 
 def _answers(ids: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
-    start = rng.integers(0, 3, len(ids))
-    return {"start_positions": start, "end_positions": start + rng.integers(0, 2, len(ids))}
+    """Answers of which some ends are cut off, more in some micro-batches than in others."""
+    start = rng.integers(0, 2, len(ids))
+    end = start + rng.integers(0, 2, len(ids))
+    end[::3] = ids.shape[1] + 3
+    return {"start_positions": start, "end_positions": end}
 
 
 def _choices(ids: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def as_items(
       do not count, nor, without labels, those that are not attended to. The logits of a causal
       language model are shifted, so that position t is compared with the token at t + 1.
     - Question answering: two items an example, start and end, `logits` (batch, 2, length);
-      padding has the logit `MASKED_LOGIT`, and a label beyond the end does not count.
+      padding has the logit `MASKED_LOGIT`, and a label there or beyond does not count.
     - Multiple choice: an item an example, `logits` (batch, choices); the attention mask becomes
       (batch * choices, length), the shape that hidden states have.
 
@@ -97,7 +97,8 @@ def item_mask(batch: Mapping[str, Any], task: str) -> torch.Tensor | None:
     """Which predictions count, in the shape of the items; `None` where all do.
 
     The label -100 does not count, nor an answer beyond the end of the text, as in the models' own
-    losses. A token task without labels counts the positions that are attended to.
+    losses, nor one in its padding. A token task without labels counts the positions that are
+    attended to.
     """
     labels = batch.get("labels")
     if task == "question_answering":
@@ -135,26 +136,32 @@ def with_some_label(batch: Mapping[str, Any], task: str) -> dict[str, Any]:
     """The batch, with one label put in where it has none that counts.
 
     A model's own loss over nothing is 0 / 0, and the NaN would spread however small its weight.
-    Such a batch counts no item, so what the stand-in teaches weighs nothing.
+    Such a batch counts no item, so what the stand-in teaches weighs nothing. Question answering
+    keeps its positions: its starts may count where no end does, and its loss reads the item mask.
     """
     mask, batch = item_mask(batch, task), dict(batch)
-    names = ("start_positions", "end_positions") if task == "question_answering" else ("labels",)
-    for position, name in enumerate(names):
-        if mask is None or batch.get(name) is None:
-            continue
-        counted = mask[:, position] if task == "question_answering" else mask
-        labels = batch[name].clone(memory_format=torch.contiguous_format)
+    if mask is not None and batch.get("labels") is not None:
+        labels = batch["labels"].clone(memory_format=torch.contiguous_format)
         last = labels.view(-1)[-1:]
-        last.copy_(torch.where(counted.any(), last, torch.zeros_like(last)))
-        batch[name] = labels
+        last.copy_(torch.where(mask.any(), last, torch.zeros_like(last)))
+        batch["labels"] = labels
     return batch
 
 
 def _answer_mask(batch: Mapping[str, Any]) -> torch.Tensor | None:
     if batch.get("start_positions") is None:
         return None
-    labels = torch.stack([batch["start_positions"], batch["end_positions"]], dim=1)
-    return labels < batch["input_ids"].size(-1)
+    labels, width = _positions(batch), batch["input_ids"].size(-1)
+    within, attended = labels < width, batch.get("attention_mask")
+    if attended is None:
+        return within
+    return within & attended.gather(1, labels.clamp(0, width - 1)).bool()
+
+
+def _positions(batch: Mapping[str, Any]) -> torch.Tensor:
+    """The answers' starts and ends, shape (batch, 2)."""
+    both = batch["start_positions"], batch["end_positions"]
+    return torch.stack([positions.flatten() for positions in both], dim=1)
 
 
 def _answer_items(
@@ -168,6 +175,5 @@ def _answer_items(
         logits = logits.masked_fill(padding, MASKED_LOGIT)
     outputs["logits"] = logits
     if batch.get("start_positions") is not None:
-        labels = torch.stack([batch["start_positions"], batch["end_positions"]], dim=1)
-        batch["labels"] = labels.clamp(0, logits.size(-1) - 1)
+        batch["labels"] = _positions(batch).clamp(0, logits.size(-1) - 1)
     return outputs, batch

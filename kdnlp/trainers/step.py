@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from kdnlp.arguments import DistillationTrainingArguments
 from kdnlp.data.length_grouping import LengthGroupedSampler, row_lengths
+from kdnlp.losses.answers import answer_cross_entropy
 from kdnlp.losses.balance import GradientNormBalancer, LossBalancer
 from kdnlp.models.alignment import TEACHER_PREFIX, split_inputs
 from kdnlp.models.cache import ROW_COLUMN, TEACHER_OUTPUTS, TeacherCache
@@ -90,8 +91,11 @@ class WeightedLossTrainer(GuardedTrainer):
         """
         ours, _ = split_inputs(inputs)
         if not model.training:
-            loss, outputs = super().compute_loss(model, ours, True)
+            # Counted first: label smoothing takes the labels out of the batch it is given.
             counts = count_items(ours, self.task)[UNITS.index("items")] > 0
+            loss, outputs = self._task_loss(model, ours)
+            # NaN, which the mean leaves out, as the models' own losses are over nothing.
+            loss = loss.masked_fill(~counts, torch.nan)
             self._evaluates_badly = self._evaluates_badly | (counts & ~loss.isfinite().all())
             return (loss, outputs) if return_outputs else loss
         self.batch_shape = {n: tuple(v.shape) for n, v in inputs.items() if hasattr(v, "shape")}
@@ -162,8 +166,7 @@ class WeightedLossTrainer(GuardedTrainer):
         if any(name in ours for name in self.label_names):
             # A copy: label smoothing takes the labels out of the batch it is given.
             batch = with_some_label(ours, self.task)
-            loss = super().compute_loss
-            return watched.of_student(lambda: loss(model, batch, True))
+            return watched.of_student(lambda: self._task_loss(model, batch))
         if self.loss_weights().get(TASK):
             raise ValueError(
                 f"The batch has none of the label columns {self.label_names}, but the task loss "
@@ -171,6 +174,14 @@ class WeightedLossTrainer(GuardedTrainer):
                 "loss_weights without task to train on the other losses alone."
             )
         return watched.of_student(lambda: (None, model(**ours)))
+
+    def _task_loss(self, model: nn.Module, batch: dict[str, Any]) -> tuple[torch.Tensor, Any]:
+        """The loss on the labels, a mean over this batch's items, and the model's outputs."""
+        loss, outputs = super().compute_loss(model, batch, True)
+        if self.task == "question_answering" and self.compute_loss_func is None:
+            items, batch = as_items(outputs, batch, self.task)
+            loss = answer_cross_entropy(items["logits"], batch["labels"], batch["item_mask"])
+        return loss, outputs
 
     def _watched(self) -> IntermediateOutputs:
         """What keeps the layers that losses read; of no layers, outside a run."""

@@ -8,6 +8,7 @@ from scipy.special import log_softmax, rel_entr, softmax
 from settings import tiny_model
 from transformers.utils import ModelOutput
 
+from kdnlp.losses.answers import answer_cross_entropy
 from kdnlp.losses.label_smoothing import LabelSmoothingLoss, smoothed_cross_entropy
 from kdnlp.losses.teacher_free import TeacherFreeLoss, virtual_teacher_kl
 
@@ -57,6 +58,26 @@ def test_virtual_teacher_kl_equals_its_formula_over_labelled_items(correct, temp
         expected.append(divergence * temperature**2)
     got = virtual_teacher_kl(logits, LABELS, correct, temperature, MASK).item()
     assert got == pytest.approx(np.mean(expected), rel=1e-8)
+
+
+def test_answers_cost_their_surprise_over_starts_and_ends_that_count():
+    logits, labels = random_logits((3, 2, 5)), torch.tensor([[0, 2], [4, 4], [1, 3]])
+    mask = torch.tensor([[True, False], [True, True], [False, False]])
+    surprise = [
+        -log_softmax(row)[label]
+        for row, label in zip(logits[mask].numpy(), labels[mask], strict=True)
+    ]
+    got = answer_cross_entropy(logits, labels, mask).item()
+    assert got == pytest.approx(np.mean(surprise), rel=1e-6)
+
+
+def test_answers_of_which_none_counts_cost_0_with_a_gradient_of_0():
+    logits = random_logits((3, 2, 5)).requires_grad_()
+    none = torch.zeros(3, 2, dtype=torch.long)
+    value = answer_cross_entropy(logits, none, none.bool())
+    value.backward()
+    assert value.item() == 0.0
+    assert not logits.grad.any()
 
 
 def test_a_student_as_sure_as_the_virtual_teacher_has_nothing_to_learn():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import transformers
+from datasets import Dataset
 from settings import (
     CELLS,
     LOSS_ROWS,
@@ -17,6 +18,7 @@ from settings import (
 
 from kdnlp.losses import LOSSES
 from kdnlp.models.heads import TASK_KINDS, as_items, task_kind
+from kdnlp.trainers.base import CompressionTrainer
 from kdnlp.trainers.distillation import DistillationTrainer
 
 TASK = pytest.mark.parametrize("task", TASK_ROWS)
@@ -170,6 +172,83 @@ def test_rows_whose_label_does_not_count_leave_the_mean_exact(loss, task, tmp_pa
     for key in ("loss", "grad_norm", "loss_task", "loss_loss"):
         one, accumulated = (history(trainer, key) for trainer in runs)
         assert one == pytest.approx(accumulated, rel=1e-4, abs=1e-6), key
+
+
+CUT = 99
+"""A position beyond the end of the text."""
+
+
+def reader(folder, starts, ends, pad=0, **overrides):
+    """A trainer of question answering on texts of 6 tokens, and the surprise at each answer."""
+    ids = torch.arange(5, 5 + 6 * len(starts)).view(-1, 6)
+    rows = {
+        "input_ids": torch.nn.functional.pad(ids, (0, pad)).tolist(),
+        "attention_mask": [[1] * 6 + [0] * pad] * len(ids),
+        "start_positions": starts,
+        "end_positions": ends,
+    }
+    rows = Dataset.from_dict(rows)
+    args = arguments("CompressionTrainer", folder, **{"max_steps": 1, **overrides})
+    model = task_model("question_answering", 2)
+    with torch.no_grad():
+        outputs = model(input_ids=ids, attention_mask=torch.ones_like(ids))
+    surprises = [
+        [-logits[row].log_softmax(-1)[at].item() for row, at in enumerate(positions) if at != CUT]
+        for logits, positions in ((outputs.start_logits, starts), (outputs.end_logits, ends))
+    ]
+    return CompressionTrainer(model, args, train_dataset=rows, eval_dataset=rows), surprises
+
+
+def test_ends_that_are_cut_off_teach_nothing_and_their_starts_do(tmp_path):
+    trainer, (starts, _) = reader(tmp_path, [2], [CUT], max_steps=3)
+    before = trainer.student.qa_outputs.weight.detach().clone()
+    trainer.train()
+    assert history(trainer, "loss_task")[0] == pytest.approx(starts[0], rel=1e-5)
+    for_start, for_end = trainer.student.qa_outputs.weight
+    assert not for_start.equal(before[0])
+    assert for_end.equal(before[1])
+
+
+def test_a_step_without_any_answer_has_no_loss_and_moves_nothing(tmp_path):
+    trainer, _ = reader(tmp_path, [CUT] * 2, [CUT] * 2)
+    before = {n: tensor.clone() for n, tensor in trainer.student.state_dict().items()}
+    trainer.train()
+    assert history(trainer, "loss") == history(trainer, "grad_norm") == [0.0]
+    assert all(tensor.equal(before[n]) for n, tensor in trainer.student.state_dict().items())
+
+
+def test_every_start_and_end_weighs_the_same_and_padding_is_no_answer(tmp_path):
+    # The models' own loss weighs the one end as much as the three starts.
+    for pad in (0, 4):
+        trainer, (starts, ends) = reader(tmp_path / str(pad), [2, 1, 0], [CUT, 3, CUT], pad)
+        expected = pytest.approx((sum(starts) + sum(ends)) / 4, rel=1e-5)
+        assert trainer.evaluate()["eval_loss"] == expected
+        trainer.train()
+        assert history(trainer, "loss_task") == [expected]
+
+
+def test_an_answer_in_the_padding_does_not_count(tmp_path):
+    trainer, (starts, _) = reader(tmp_path, [2, 1], [CUT, CUT], pad=4)
+    rows = trainer.train_dataset.remove_columns("end_positions")
+    rows = rows.add_column("end_positions", [7, 9])
+    assert trainer.evaluate(rows)["eval_loss"] == pytest.approx(sum(starts) / 2, rel=1e-5)
+
+
+def test_whole_answers_in_texts_without_padding_have_the_models_own_loss(tmp_path):
+    trainer, _ = reader(tmp_path, [2, 1, 0], [3, 3, 5])
+    with torch.no_grad():
+        own = trainer.student(**trainer.train_dataset.with_format("torch")[:]).loss.item()
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(own, rel=1e-5)
+    trainer.train()
+    assert history(trainer, "loss_task") == [pytest.approx(own, rel=1e-5)]
+
+
+def test_a_batch_without_any_answer_is_left_out_of_the_evaluation_loss(tmp_path):
+    trainer, (starts, ends) = reader(
+        tmp_path, [CUT, 2, 1], [CUT, 4, CUT], per_device_eval_batch_size=1
+    )
+    expected = ((starts[0] + ends[0]) / 2 + starts[1]) / 2
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_lists_of_real_labels_make_a_classifier_multi_label(tmp_path):

@@ -221,10 +221,12 @@ def test_a_step_without_any_label_has_no_loss_and_moves_nothing(name, accumulati
     assert all(torch.equal(t, before[n]) for n, t in trainer.student.state_dict().items())
 
 
-def test_a_batch_without_a_label_is_left_out_of_the_evaluation_loss(tmp_path):
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_batch_without_a_label_is_left_out_of_the_evaluation_loss(smoothing, tmp_path):
     labels = tiny_dataset(8, seed=1)["labels"][:]
     some = with_column(tiny_dataset(8, seed=1), "labels", [-100] * 4 + labels[4:])
-    trainer = build("distillation", tmp_path, tiny_dataset(), some, per_device_eval_batch_size=4)
+    settings = {"per_device_eval_batch_size": 4, "label_smoothing_factor": smoothing}
+    trainer = build("distillation", tmp_path, tiny_dataset(), some, **settings)
     expected = trainer.evaluate(some.select(range(4, 8)))["eval_loss"]
     assert trainer.evaluate(some)["eval_loss"] == pytest.approx(expected)
     assert not trainer.args.logging_nan_inf_filter
