@@ -12,6 +12,8 @@ from torch.utils.data import RandomSampler, SequentialSampler
 from transformers import PreTrainedModel
 
 from kdnlp.arguments import DistillationTrainingArguments
+from kdnlp.data.collation import KnownColumnsCollator
+from kdnlp.data.columns import column_names
 from kdnlp.data.length_grouping import LengthGroupedSampler, row_lengths
 from kdnlp.losses.balance import GradientNormBalancer, LossBalancer
 from kdnlp.models.alignment import TEACHER_PREFIX, split_inputs
@@ -57,6 +59,7 @@ class WeightedLossTrainer(GuardedTrainer):
     preemption: Preemption
     _grouped: LengthGroupedSampler | None = None
     _model_size = 0
+    _columns: tuple[Any, list[str]] | None = None
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -236,6 +239,21 @@ class WeightedLossTrainer(GuardedTrainer):
             text = {n for n, f in kinds.items() if getattr(f, "dtype", None) in _TEXT}
             teachers = [n for n in columns if n.startswith(TEACHER_PREFIX) and n not in text]
             self._signature_columns = [*(self._signature_columns or []), *teachers]  # type: ignore[assignment]
+
+    def _get_collator_with_removed_columns(
+        self, data_collator: Any, description: str | None = None
+    ) -> Any:
+        """Keep the teacher's columns also of rows that do not say which they have."""
+        if not self.args.remove_unused_columns:
+            return data_collator
+        self._set_signature_columns_if_needed()
+        return KnownColumnsCollator(data_collator, self._signature_columns or [])
+
+    def train_columns(self) -> list[str]:
+        """The columns of the rows to train on, as far as they are known; looked up once."""
+        if self._columns is None or self._columns[0] is not self.train_dataset:
+            self._columns = self.train_dataset, column_names(self.train_dataset)
+        return self._columns[1]
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """The stock estimate; it counts the model's parameters once a run, not at every step."""

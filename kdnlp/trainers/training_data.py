@@ -76,7 +76,7 @@ def _datasets(trainer: WeightedLossTrainer) -> Iterator[tuple[str, Any]]:
 
 def _limits(trainer: WeightedLossTrainer, model: PreTrainedModel) -> dict[str, int]:
     """The most tokens in each column of token ids that a model with a table of positions reads."""
-    columns = getattr(trainer.train_dataset, "column_names", None) or []
+    columns = trainer.train_columns()
     ours = position_limit(model)
     theirs = None if trainer.partner is None else position_limit(trainer.partner)
     if f"{TEACHER_PREFIX}input_ids" in columns:
