@@ -9,7 +9,7 @@ import torch
 from accelerate.utils import convert_to_fp32
 from torch import nn
 from torch.utils.data import RandomSampler, SequentialSampler
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, Trainer
 
 from kdnlp.arguments import DistillationTrainingArguments
 from kdnlp.data.collation import KnownColumnsCollator
@@ -113,6 +113,9 @@ class WeightedLossTrainer(GuardedTrainer):
             total = total + 0.0 * first_logits(outputs).flatten()[0]
         # In half precision the sum of a few hundred values would stop growing.
         self.record({f"loss_{name}": loss.detach().float() for name, loss in components.items()})
+        if self.compute_loss_func is not None and not hasattr(Trainer, "loss_is_scaled_for_ga"):
+            # transformers 5.17 cannot be told that such a loss is a mean over the micro-batch.
+            total = total / self.current_gradient_accumulation_steps
         return (total, outputs) if return_outputs else total
 
     def _weighted_sum(self, components: Mapping[str, torch.Tensor]) -> torch.Tensor:
