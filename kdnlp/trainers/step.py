@@ -64,8 +64,15 @@ class WeightedLossTrainer(GuardedTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], torch.Tensor]:
-        """The micro-batches of an optimizer step, and what one of each of `UNITS` weighs in it."""
+        """The micro-batches of an optimizer step, and what one of each of `UNITS` weighs in it.
+
+        There are none where a stream ends before they are enough: the loop would add their gradient
+        to the next pass's first step.
+        """
         samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if samples and len(samples) < num_batches:
+            self._leave_out(len(samples), num_batches)
+            samples = []
         if not samples:
             return samples, torch.zeros(len(UNITS), device=device)
         self.finite.begin_step(self.state.global_step)
@@ -78,6 +85,21 @@ class WeightedLossTrainer(GuardedTrainer):
             self.finite.heed(totals[-1])
         # The backward pass averages over micro-batches and processes whatever they hold.
         return samples, len(samples) * self.args.world_size / totals[:-1].clamp(min=1)
+
+    def _leave_out(self, found: int, expected: int) -> None:
+        """Warn of the end of a stream that makes no whole step; a stream without one is refused."""
+        if not self.state.global_step:
+            raise ValueError(
+                f"Expected at least the {expected} micro-batches of an optimizer step "
+                f"(gradient_accumulation_steps), got {found} in the whole stream. Nothing would be "
+                "trained. Use a smaller batch, fewer accumulation steps, or more rows."
+            )
+        logger.warning(
+            "The last %d micro-batches of the stream are fewer than gradient_accumulation_steps=%d "
+            "and are left out of this pass. Shuffle it, so that they are others in every pass.",
+            found,
+            expected,
+        )
 
     def compute_loss(
         self,

@@ -147,6 +147,32 @@ def test_few_rows_and_a_last_batch_of_one_train_as_they_would_accumulated(name, 
         assert one == pytest.approx(accumulated, rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.parametrize("name", ["finetuning", "theseus-none"])
+def test_the_end_of_a_stream_that_makes_no_whole_step_is_in_no_gradient(name, tmp_path, caplog):
+    still = {"learning_rate": 0.0, "max_steps": 6, "gradient_accumulation_steps": 4}
+    if name == "theseus-none":
+        still["initial_replacing_rate"] = 1.0
+    norms = []
+    for rows in (8, 10):  # two steps a pass, and two micro-batches more
+        trainer = build(
+            name, tmp_path / str(rows), tiny_dataset(10).select(range(rows)).to_iterable_dataset(),
+            per_device_train_batch_size=1, **still,
+        )  # fmt: skip
+        trainer.train()
+        norms.append(history(trainer, "grad_norm"))
+    assert len(norms[0]) == 6
+    assert norms[0] == pytest.approx(norms[1])
+    assert "last 2 micro-batches of the stream are fewer" in caplog.text
+
+
+def test_a_stream_of_less_than_a_step_is_refused(tmp_path):
+    rows = tiny_dataset(3).to_iterable_dataset()
+    steps = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
+    trainer = build("finetuning", tmp_path, rows, **steps)
+    with pytest.raises(ValueError, match=r"at least the 4 micro-batches .* got 3 in the whole"):
+        trainer.train()
+
+
 # Labels.
 
 
