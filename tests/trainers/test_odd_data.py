@@ -236,7 +236,7 @@ def test_rows_of_one_class_train(name, tmp_path):
 @BOTH
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_a_step_without_any_label_has_no_loss_and_moves_nothing(name, accumulation, tmp_path):
-    rows = with_column(tiny_dataset(8), "labels", [-100] * 8)
+    rows = with_column(tiny_dataset(8), "labels", [-100] * 8).to_iterable_dataset()
     trainer = build(
         name, tmp_path, rows, gradient_accumulation_steps=accumulation, loss_weights="task=1"
     )
@@ -245,6 +245,21 @@ def test_a_step_without_any_label_has_no_loss_and_moves_nothing(name, accumulati
     assert history(trainer, "loss") == [0.0] * 3
     assert history(trainer, "grad_norm") == [0.0] * 3
     assert all(torch.equal(t, before[n]) for n, t in trainer.student.state_dict().items())
+
+
+@BOTH
+def test_rows_whose_labels_all_count_for_nothing_are_refused(name, tmp_path):
+    rows = with_column(tiny_dataset(8), "labels", [-100] * 8)
+    with pytest.raises(ValueError, match=r"got -100 alone.*remove_columns"):
+        build(name, tmp_path / "all", rows).train()
+    some = with_column(tiny_dataset(8), "labels", [-100] * 7 + [1])
+    build(name, tmp_path / "some", some).train()
+
+
+def test_a_label_without_an_output_is_not_advised_to_be_one_that_counts_nowhere(tmp_path):
+    rows = with_column(tiny_dataset(8), "labels", [0, 1, -1, 1, 0, 1, 0, 1])
+    with pytest.raises(ValueError, match=r"out of every loss, the teacher's too, and rows without"):
+        build("distillation", tmp_path, rows).train()
 
 
 def test_a_batch_without_a_label_is_left_out_of_the_evaluation_loss(tmp_path):
