@@ -1,6 +1,6 @@
 """Data for a teacher that reads other inputs than its student, and the collator that batches it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,33 @@ TEACHER_PREFIX = "teacher_"
 DEFAULT_MAX_LENGTH = 128
 
 Collator = Callable[[list[dict[str, Any]]], Any]
+
+
+class KnownColumnsCollator:
+    """Batches the columns that a model names and the teacher's, and drops the others.
+
+    Args:
+        collator: makes a batch of the rows; those that are no mappings come to it as they are.
+        names: the columns that the model names.
+    """
+
+    def __init__(self, collator: Collator, names: Iterable[str]) -> None:
+        self.collator, self.names = collator, set(names)
+
+    def __call__(self, rows: list[Any]) -> Any:
+        """One batch of rows."""
+        return self.collator([self._kept(row) for row in rows])
+
+    def _kept(self, row: Any) -> Any:
+        if not isinstance(row, Mapping):
+            return row
+        # Not the teacher's text, which no collator could put into a batch.
+        return {
+            name: value
+            for name, value in row.items()
+            if name in self.names
+            or (name.startswith(TEACHER_PREFIX) and not isinstance(value, str))
+        }
 
 
 class TeacherInputsCollator:

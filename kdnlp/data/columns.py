@@ -1,13 +1,32 @@
-"""The numbers in a dataset's columns, as plain arrays, however the dataset was put together."""
+"""The columns of rows of any kind, and a dataset's numbers, however it was put together."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
+from torch.utils.data import IterableDataset as TorchStream
 
 # In a shuffled dataset every row is a chunk, and more of them at a time take longer per row.
 _ROWS = 1000
+
+
+def column_names(rows: Any) -> list[str]:
+    """The names of the columns of a dataset, a list, a torch dataset or a stream.
+
+    Rows that do not say are asked for the first of them. Nothing is known of a stream that is its
+    own iterator: a row that is looked at would not come again.
+    """
+    named = getattr(rows, "column_names", None)
+    if named:
+        return list(named)
+    if isinstance(rows, IterableDataset | TorchStream):
+        again = iter(rows)
+        first = None if again is rows else next(again, None)
+    else:
+        first = rows[0] if rows is not None and len(rows) else None
+    return list(first) if isinstance(first, Mapping) else []
 
 
 def number_columns(dataset: Dataset) -> list[str]:

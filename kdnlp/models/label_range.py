@@ -78,6 +78,14 @@ def wrong_labels(
             first += num_rows
 
 
+def some_label_counts(dataset: Dataset) -> bool:
+    """Whether the dataset has no labels of class ids, or one of them that is not -100."""
+    if "labels" not in number_columns(dataset):
+        return True
+    parts = (values for _, values in column_parts(dataset, "labels"))
+    return any(part.dtype.kind == "f" or (part != IGNORED_LABEL).any() for part in parts)
+
+
 def _label_columns(task: str) -> tuple[str, ...]:
     return POSITIONS if task == "question_answering" else ("labels",)
 

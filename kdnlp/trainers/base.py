@@ -285,6 +285,7 @@ class CompressionTrainer(PublishingTrainer):
         if self.model_init is None:
             self.position_limits = check_training_data(self, self.student)  # type: ignore[unreachable]
         self.model_card = None  # one of before is of other weights
+        self._signature_columns = None  # may be those of an earlier dataset
         self._recorded = {}
         compiling = hooks_noticed() if self.args.compiles else nullcontext()
         with self.owned(resume_from_checkpoint) as checkpoint, self._trained_model(), compiling:

@@ -78,6 +78,12 @@ class DistillationTrainer(CompressionTrainer):
             )
         return self.partner
 
+    def join(self, model: PreTrainedModel) -> None:
+        """Check the rows once more, which may have been set since construction."""
+        if self.partner is not None:
+            self._check_columns(model)
+        super().join(model)
+
     def partner_outputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """The teacher's outputs, its logits in the order of the student's labels."""
         outputs = super().partner_outputs(inputs)
@@ -106,7 +112,11 @@ class DistillationTrainer(CompressionTrainer):
         self._check_teachers_task()
         if self.task in LABELLED_TASKS:
             self.label_order = align_labels(self.teacher.config, model.config)
-        columns = getattr(self.train_dataset, "column_names", None) or []
+        self._check_columns(model)
+
+    def _check_columns(self, model: PreTrainedModel) -> None:
+        """Refuse rows from which the teacher would read something else than it was trained on."""
+        columns = self.train_columns()
         if f"{TEACHER_PREFIX}input_ids" in columns:
             self._check_positions()
         else:

@@ -9,9 +9,12 @@ import torch
 from accelerate.utils import convert_to_fp32
 from torch import nn
 from torch.utils.data import RandomSampler, SequentialSampler
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, Trainer
+from transformers.trainer_utils import has_length
 
 from kdnlp.arguments import DistillationTrainingArguments
+from kdnlp.data.collation import KnownColumnsCollator
+from kdnlp.data.columns import column_names
 from kdnlp.data.length_grouping import LengthGroupedSampler, row_lengths
 from kdnlp.losses.answers import answer_cross_entropy
 from kdnlp.losses.balance import GradientNormBalancer, LossBalancer
@@ -58,12 +61,20 @@ class WeightedLossTrainer(GuardedTrainer):
     preemption: Preemption
     _grouped: LengthGroupedSampler | None = None
     _model_size = 0
+    _columns: tuple[Any, list[str]] | None = None
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], torch.Tensor]:
-        """The micro-batches of an optimizer step, and what one of each of `UNITS` weighs in it."""
+        """The micro-batches of an optimizer step, and what one of each of `UNITS` weighs in it.
+
+        There are none where a stream ends before they are enough: the loop would add their gradient
+        to the next pass's first step.
+        """
         samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if samples and len(samples) < num_batches and not has_length(self.train_dataset):
+            self._leave_out(len(samples), num_batches)
+            samples = []
         if not samples:
             return samples, torch.zeros(len(UNITS), device=device)
         self.finite.begin_step(self.state.global_step)
@@ -76,6 +87,21 @@ class WeightedLossTrainer(GuardedTrainer):
             self.finite.heed(totals[-1])
         # The backward pass averages over micro-batches and processes whatever they hold.
         return samples, len(samples) * self.args.world_size / totals[:-1].clamp(min=1)
+
+    def _leave_out(self, found: int, expected: int) -> None:
+        """Warn of the end of a stream that makes no whole step; a stream without one is refused."""
+        if not self.state.global_step:
+            raise ValueError(
+                f"Expected at least the {expected} micro-batches of an optimizer step "
+                f"(gradient_accumulation_steps), got {found} in the whole stream. Nothing would be "
+                "trained. Use a smaller batch, fewer accumulation steps, or more rows."
+            )
+        logger.warning(
+            "The last %d micro-batches of the stream are fewer than gradient_accumulation_steps=%d "
+            "and are left out of this pass. Shuffle it, so that they are others in every pass.",
+            found,
+            expected,
+        )
 
     def compute_loss(
         self,
@@ -114,6 +140,9 @@ class WeightedLossTrainer(GuardedTrainer):
             total = total + 0.0 * first_logits(outputs).flatten()[0]
         # In half precision the sum of a few hundred values would stop growing.
         self.record({f"loss_{name}": loss.detach().float() for name, loss in components.items()})
+        if self.compute_loss_func is not None and not hasattr(Trainer, "loss_is_scaled_for_ga"):
+            # transformers 5.17 cannot be told that such a loss is a mean over the micro-batch.
+            total = total / self.current_gradient_accumulation_steps
         return (total, outputs) if return_outputs else total
 
     def _weighted_sum(self, components: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -247,6 +276,21 @@ class WeightedLossTrainer(GuardedTrainer):
             text = {n for n, f in kinds.items() if getattr(f, "dtype", None) in _TEXT}
             teachers = [n for n in columns if n.startswith(TEACHER_PREFIX) and n not in text]
             self._signature_columns = [*(self._signature_columns or []), *teachers]  # type: ignore[assignment]
+
+    def _get_collator_with_removed_columns(
+        self, data_collator: Any, description: str | None = None
+    ) -> Any:
+        """Keep the teacher's columns also of rows that do not say which they have."""
+        if not self.args.remove_unused_columns:
+            return data_collator
+        self._set_signature_columns_if_needed()
+        return KnownColumnsCollator(data_collator, self._signature_columns or [])
+
+    def train_columns(self) -> list[str]:
+        """The columns of the rows to train on, as far as they are known; looked up once."""
+        if self._columns is None or self._columns[0] is not self.train_dataset:
+            self._columns = self.train_dataset, column_names(self.train_dataset)
+        return self._columns[1]
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """The stock estimate; it counts the model's parameters once a run, not at every step."""

@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 
 from kdnlp.data.columns import column_parts, number_columns
 from kdnlp.models.alignment import TEACHER_PREFIX
-from kdnlp.models.label_range import num_classes, wrong_labels
+from kdnlp.models.heads import LABELLED_TASKS
+from kdnlp.models.label_range import num_classes, some_label_counts, wrong_labels
 from kdnlp.models.positions import position_limit, too_long
 from kdnlp.trainers.step import WeightedLossTrainer
 
@@ -46,6 +47,8 @@ def check_training_data(trainer: WeightedLossTrainer, model: PreTrainedModel) ->
         found = list(islice(wrong, MAX_ROWS))
         if found:
             _refuse_labels(name, trainer.task, classes, found)
+        if name == "train_dataset" and trainer.task in LABELLED_TASKS:
+            _check_some_label(dataset)
     return limits
 
 
@@ -76,7 +79,7 @@ def _datasets(trainer: WeightedLossTrainer) -> Iterator[tuple[str, Any]]:
 
 def _limits(trainer: WeightedLossTrainer, model: PreTrainedModel) -> dict[str, int]:
     """The most tokens in each column of token ids that a model with a table of positions reads."""
-    columns = getattr(trainer.train_dataset, "column_names", None) or []
+    columns = trainer.train_columns()
     ours = position_limit(model)
     theirs = None if trainer.partner is None else position_limit(trainer.partner)
     if f"{TEACHER_PREFIX}input_ids" in columns:
@@ -117,6 +120,16 @@ def _check_lengths(dataset: Dataset, name: str, column: str, limit: int | None) 
         first += len(lengths[0])
 
 
+def _check_some_label(dataset: Dataset) -> None:
+    if not some_label_counts(dataset):
+        raise ValueError(
+            "train_dataset, labels: expected some that count, got -100 alone. What has it "
+            "is out of every loss, the teacher's too, and nothing would be trained. To learn from "
+            'the teacher without labels, dataset.remove_columns("labels") and set loss_weights '
+            "without task."
+        )
+
+
 def _refuse_labels(
     name: str, task: str, classes: int | None, found: Sequence[tuple[int, str, int | float]]
 ) -> None:
@@ -128,7 +141,10 @@ def _refuse_labels(
         expected = "positions of at least 0"
     column = found[0][1]
     more = ", and perhaps more" if len(named) == MAX_ROWS else ""
-    unknown = "-100 marks a class that is not known"
+    unknown = (
+        "-100 for a class takes it out of every loss, the teacher's too, and rows without labels "
+        "want no column of them, with loss_weights that leave out task"
+    )
     if task == "question_answering":
         unknown = "0, the first token, says that there is no answer"
     raise ValueError(

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from settings import TRAINER_ROWS, ProjectedHidden, build_trainer, tiny_batch, tiny_model
-from transformers import AutoModelForSequenceClassification, TrainerCallback
+from transformers import AutoModelForSequenceClassification, Trainer, TrainerCallback
 
 from kdnlp.models.student import build_student
 from kdnlp.trainers.base import LOSS_MODULE
@@ -61,6 +61,33 @@ def test_accumulation_changes_neither_the_loss_nor_the_gradient_norm(row, tmp_pa
             f"{key}: check the loss's mask and unit, or set of_the_batch=True in LOSS_ROWS"
         )
     assert max(history(runs[0], "grad_norm")) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["finetuning", "distillation", "theseus-logits"])
+@pytest.mark.parametrize("old", [False, True])
+def test_accumulation_changes_nothing_under_a_loss_function_of_one_s_own(
+    name, old, tmp_path, monkeypatch
+):
+    def own_loss(outputs, labels, num_items_in_batch=None):
+        return torch.nn.functional.cross_entropy(outputs["logits"], labels)
+
+    if old:  # as in transformers 5.17, which divides no loss of a function by the accumulation
+        monkeypatch.delattr(Trainer, "loss_is_scaled_for_ga", raising=False)
+    histories = []
+    for batch, steps in ((8, 1), (2, 4)):
+        trainer = build_trainer(
+            TRAINER_ROWS[name],
+            tmp_path / str(batch),
+            trainer_options={"compute_loss_func": own_loss},
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=steps,
+        )
+        if old:
+            trainer.loss_is_scaled_for_ga = True
+        trainer.train()
+        histories.append([history(trainer, "loss"), history(trainer, "grad_norm")])
+    for one, accumulated in zip(*histories, strict=True):
+        assert one == pytest.approx(accumulated, rel=1e-4, abs=1e-6)
 
 
 class KilledError(Exception):

@@ -147,6 +147,32 @@ def test_few_rows_and_a_last_batch_of_one_train_as_they_would_accumulated(name, 
         assert one == pytest.approx(accumulated, rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.parametrize("name", ["finetuning", "theseus-none"])
+def test_the_end_of_a_stream_that_makes_no_whole_step_is_in_no_gradient(name, tmp_path, caplog):
+    still = {"learning_rate": 0.0, "max_steps": 6, "gradient_accumulation_steps": 4}
+    if name == "theseus-none":
+        still["initial_replacing_rate"] = 1.0
+    norms = []
+    for rows in (8, 10):  # two steps a pass, and two micro-batches more
+        trainer = build(
+            name, tmp_path / str(rows), tiny_dataset(10).select(range(rows)).to_iterable_dataset(),
+            per_device_train_batch_size=1, **still,
+        )  # fmt: skip
+        trainer.train()
+        norms.append(history(trainer, "grad_norm"))
+    assert len(norms[0]) == 6
+    assert norms[0] == pytest.approx(norms[1])
+    assert "last 2 micro-batches of the stream are fewer" in caplog.text
+
+
+def test_a_stream_of_less_than_a_step_is_refused(tmp_path):
+    rows = tiny_dataset(3).to_iterable_dataset()
+    steps = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
+    trainer = build("finetuning", tmp_path, rows, **steps)
+    with pytest.raises(ValueError, match=r"at least the 4 micro-batches .* got 3 in the whole"):
+        trainer.train()
+
+
 # Labels.
 
 
@@ -210,7 +236,7 @@ def test_rows_of_one_class_train(name, tmp_path):
 @BOTH
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_a_step_without_any_label_has_no_loss_and_moves_nothing(name, accumulation, tmp_path):
-    rows = with_column(tiny_dataset(8), "labels", [-100] * 8)
+    rows = with_column(tiny_dataset(8), "labels", [-100] * 8).to_iterable_dataset()
     trainer = build(
         name, tmp_path, rows, gradient_accumulation_steps=accumulation, loss_weights="task=1"
     )
@@ -219,6 +245,21 @@ def test_a_step_without_any_label_has_no_loss_and_moves_nothing(name, accumulati
     assert history(trainer, "loss") == [0.0] * 3
     assert history(trainer, "grad_norm") == [0.0] * 3
     assert all(torch.equal(t, before[n]) for n, t in trainer.student.state_dict().items())
+
+
+@BOTH
+def test_rows_whose_labels_all_count_for_nothing_are_refused(name, tmp_path):
+    rows = with_column(tiny_dataset(8), "labels", [-100] * 8)
+    with pytest.raises(ValueError, match=r"got -100 alone.*remove_columns"):
+        build(name, tmp_path / "all", rows).train()
+    some = with_column(tiny_dataset(8), "labels", [-100] * 7 + [1])
+    build(name, tmp_path / "some", some).train()
+
+
+def test_a_label_without_an_output_is_not_advised_to_be_one_that_counts_nowhere(tmp_path):
+    rows = with_column(tiny_dataset(8), "labels", [0, 1, -1, 1, 0, 1, 0, 1])
+    with pytest.raises(ValueError, match=r"out of every loss, the teacher's too, and rows without"):
+        build("distillation", tmp_path, rows).train()
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from scipy.special import softmax
 from settings import (
     NO_DROPOUT,
@@ -84,6 +84,37 @@ class RecordingLoss(LogitsLoss):
         return super().forward(student, teacher, batch)
 
 
+class Rows(torch.utils.data.Dataset):
+    def __init__(self, rows):
+        self.rows = list(rows)
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, place):
+        return self.rows[place]
+
+
+class OwnIterator(torch.utils.data.IterableDataset):
+    def __init__(self, rows):
+        self.rows = iter(list(rows))
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        return next(self.rows)
+
+
+KINDS = {
+    "list": list,
+    "torch": Rows,
+    "stream": lambda rows: rows.to_iterable_dataset(),
+    "mapped stream": lambda rows: rows.to_iterable_dataset().map(lambda row: row),
+    "generator": lambda rows: IterableDataset.from_generator(lambda: iter(rows)),
+}
+
+
 def distil(teacher, data, folder, **overrides):
     """What the student's inputs and the teacher's answers were."""
     loss = RecordingLoss()
@@ -124,6 +155,50 @@ def test_a_teacher_with_another_tokenizer_answers_the_texts_that_the_student_rea
     assert not [name for names in given for name in names if name.startswith("teacher_")]
     assert np.isfinite(trainer.evaluate()["eval_loss"])
     assert np.isfinite(trainer.evaluate(data)["eval_loss"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_teacher_reads_its_own_columns_of_rows_of_any_kind(kind, tmp_path):
+    teacher = model("distilbert", 1, vocab_size=len(THEIRS) + 1)
+    data = add_teacher_inputs(prepared(), raw(), THEIRS, ["text"])
+    data = data.add_column("teacher_text", raw()["text"][:])
+    _, ((logits, batch),), _ = distil(teacher, KINDS[kind](data), tmp_path)
+    expected = answers(teacher, THEIRS, texts_of(batch))
+    np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_a_stream_that_is_its_own_iterator_loses_no_row_and_no_column_of_the_teacher(tmp_path):
+    teacher = model(seed=1)
+    data = add_teacher_inputs(prepared(), raw(), OURS, ["text", "note"])
+    _, ((logits, _),), _ = distil(teacher, OwnIterator(data), tmp_path)
+    both = [f"{row['text']} {row['note']}" for row in raw()]
+    np.testing.assert_allclose(logits, answers(teacher, OURS, both), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["list", "torch", "mapped stream", "generator"])
+def test_inputs_that_only_the_teacher_takes_are_refused_in_rows_of_any_kind(kind, tmp_path):
+    data = prepared().map(lambda row: {"token_type_ids": [0] * len(row["input_ids"])})
+    row, options = TrainerRow("DistillationTrainer"), {"train_dataset": KINDS[kind](data)}
+    with pytest.raises(ValueError, match="The data has token_type_ids, which Bert"):
+        build_trainer(row, tmp_path, model(), model("distilbert", 1), options)
+
+
+def test_rows_set_after_an_evaluation_keep_the_teacher_s_columns(tmp_path):
+    teacher, row = model(seed=1), TrainerRow("DistillationTrainer")
+    options = {"train_dataset": prepared(), "eval_dataset": prepared(), "data_collator": COLLATE}
+    trainer = build_trainer(row, tmp_path, teacher, model("distilbert", 5), options, **ONE_BATCH)
+    trainer.evaluate()
+    trainer.train_dataset = add_teacher_inputs(prepared(), raw(), OURS, ["note"])
+    read = []
+    hook = teacher.register_forward_pre_hook(
+        lambda module, args, kwargs: read.append(kwargs["input_ids"].size(1)), with_kwargs=True
+    )
+    trainer.train()
+    assert read == [2]
+    hook.remove()
+    trainer.train_dataset = prepared().add_column("token_type_ids", [[0]] * 8)
+    with pytest.raises(ValueError, match="The data has token_type_ids"):
+        trainer.train()
 
 
 def test_a_privileged_text_reaches_the_student_through_the_teacher_alone(tmp_path):
