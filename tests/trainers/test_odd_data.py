@@ -238,7 +238,11 @@ def test_rows_of_one_class_train(name, tmp_path):
 def test_a_step_without_any_label_has_no_loss_and_moves_nothing(name, accumulation, tmp_path):
     rows = with_column(tiny_dataset(8), "labels", [-100] * 8).to_iterable_dataset()
     trainer = build(
-        name, tmp_path, rows, gradient_accumulation_steps=accumulation, loss_weights="task=1"
+        name,
+        tmp_path,
+        rows,
+        gradient_accumulation_steps=accumulation,
+        loss_weights="task=1,logits=0",
     )
     before = {n: tensor.clone() for n, tensor in trainer.student.state_dict().items()}
     trainer.train()
