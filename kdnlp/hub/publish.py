@@ -66,16 +66,8 @@ def publish_results(
     length = min([task.max_length, *(limit for limit in limits if limit)])
     task = replace(task, max_length=length)
     if trainer.is_world_process_zero():
-        revision = getattr(next(iter(models.values())).config, "_commit_hash", None)
-        origin = describe_origin(base_model, revision)
-        if student is not None:
-            own = describe_origin(student, getattr(trainer.student.config, "_commit_hash", None))
-            origin["student"] = hub_source(own) or own["base_model"]
-            origin["student_origin"] = own
-            base_model, revision = student, own.get("base_model_revision")
-        known = trainer.find_license(base_model, revision)
-        if known is not None:
-            origin["license"] = known.fields
+        original = next(iter(models.values()))
+        origin = _origin(trainer, original, base_model, student)
         facts = describe_run(trainer, task, **origin, **run)
         # A teacher whose outputs are cached has left the run's device.
         report = CompressionReport.measure(
@@ -97,3 +89,17 @@ def publish_results(
     if args.push_to_hub:
         trainer.push_to_hub()
     return report
+
+
+def _origin(
+    trainer: CompressionTrainer, original: PreTrainedModel, base_model: str, student: str | None
+) -> dict[str, Any]:
+    """What a model was made from, and the licence of whatever its weights came from."""
+    revision = getattr(original.config, "_commit_hash", None)
+    origin = describe_origin(base_model, revision)
+    if student is not None:
+        own = describe_origin(student, getattr(trainer.student.config, "_commit_hash", None))
+        origin |= {"student": hub_source(own) or own["base_model"], "student_origin": own}
+        base_model, revision = student, own.get("base_model_revision")
+    known = trainer.find_license(base_model, revision)
+    return origin if known is None else {**origin, "license": known.fields}

@@ -22,6 +22,7 @@ from kdnlp.models.layers import find_layers
 from kdnlp.models.precision import restore_forward, wrapped_forward
 from kdnlp.trainers.cached import check_rows, use_cache
 from kdnlp.trainers.intermediate import IntermediateOutputs, layers_read
+from kdnlp.trainers.learned_losses import add_learned
 from kdnlp.trainers.placement import (
     check_precision,
     check_processes,
@@ -152,33 +153,13 @@ class CompressionTrainer(PublishingTrainer):
     def create_optimizer(self, model: Any = None) -> Any:
         """The stock optimizer or the caller's, with whatever the losses learn in it too.
 
-        What balances the losses has a learning rate of its own there.
-
         Raises:
             ValueError: if the caller's has a schedule already, which knows no further parameters.
         """
         optimizer = super().create_optimizer(model)
-        rate = None if self.balancer is None else self.balancer.learning_rate
-        own = [] if rate is None else list(self.balancer.parameters())  # type: ignore[union-attr]
-        if own and not any(set(group["params"]) == set(own) for group in optimizer.param_groups):
-            for group in optimizer.param_groups:
-                group["params"] = [p for p in group["params"] if p not in set(own)]
-            self._add_group(optimizer, {"params": own, "lr": rate, "weight_decay": 0.0})
-        known = {p for group in optimizer.param_groups for p in group["params"]}
-        learned = [p for module in self._loss_modules().values() for p in module.parameters()]
-        if rest := [p for p in learned if p.requires_grad and p not in known]:
-            self._add_group(optimizer, {"params": rest})
+        made_for_it = self.lr_scheduler is not None and not self._created_lr_scheduler
+        add_learned(optimizer, self.losses.values(), self.balancer, may_grow=not made_for_it)
         return optimizer
-
-    def _add_group(self, optimizer: Any, group: dict[str, Any]) -> None:
-        if self.lr_scheduler is not None and not self._created_lr_scheduler:
-            raise ValueError(
-                "Expected an optimizer that holds the parameters of the losses, got one without "
-                "them and a schedule that was made for it. They would stay as they were drawn, or "
-                "the schedule would fail. Pass the optimizer alone, optimizers=(optimizer, None): "
-                "they are added to it, and the schedule is made after that."
-            )
-        optimizer.add_param_group(group)
 
     def _check_cached_layers(self) -> None:
         """Refuse a student that reads other layers of the teacher than were cached."""
