@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 
 from kdnlp.checkpoints import list_checkpoints
 from kdnlp.trainers.output_dir import remove_checkpoints
@@ -69,7 +70,8 @@ def undone_if_too_large(trainer: "GuardedTrainer") -> Iterator[None]:
             for name, module in model.named_modules():
                 module.training = modes.get(name, module.training)
             _undo_optimizer(trainer, own)
-            if trainer.is_world_process_zero():
+            tries_again = should_reduce_batch_size(error) and trainer._train_batch_size > 1
+            if tries_again and trainer.is_world_process_zero():
                 remove_checkpoints(folder, keep=before)
             trainer._recorded = {}
             if schedule is not None and not trainer._created_lr_scheduler:

@@ -12,6 +12,7 @@ from typing import TypeVar, cast
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
+from safetensors import SafetensorError
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from kdnlp.checkpoints import find_damage, list_checkpoints
@@ -195,7 +196,12 @@ def remove_other_report(folder: Path, written: Path) -> None:
         written: the folder that holds them until they are whole.
     """
     report = folder / REPORT
-    before = folder_digest(folder) if report.is_file() else None
+    if not report.is_file():
+        return
+    try:
+        before = folder_digest(folder)
+    except (OSError, SafetensorError):
+        before = ""  # damaged weights, which are about to be replaced
     if before is not None and before != folder_digest(written):
         names = (CARD, *PUBLISHABLE["report"])
         # The report last: whatever stops this, the next run finds that it is to be done.

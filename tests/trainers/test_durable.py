@@ -280,6 +280,10 @@ def test_the_report_of_other_weights_does_not_outlive_them(trained):
     tiny_model("bert", 2, seed=6).save_pretrained(folder)
     trained.save_model()
     assert own.keys() & {path.name for path in folder.iterdir()} == {"notes"}
+    (folder / "report.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"half")
+    trained.save_model()  # what was damaged is replaced
+    assert not (folder / "report.json").exists()
     (folder / "README.md").write_text("of a folder without a report")
     tiny_model("bert", 2, seed=6).save_pretrained(folder)
     trained.save_model()

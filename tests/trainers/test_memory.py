@@ -92,11 +92,22 @@ def test_an_attempt_that_ran_out_of_memory_leaves_no_checkpoint_to_resume(tmp_pa
     error, saved = torch.OutOfMemoryError(MESSAGE), {"save_strategy": "steps", "save_steps": 1}
     trainer, _ = build(
         "distillation", tmp_path, error, most=0, since=2, auto_find_batch_size=True,
-        per_device_train_batch_size=1, **saved,
+        per_device_train_batch_size=2, **saved,
     )  # fmt: skip
     with pytest.raises(RuntimeError, match="No executable batch size found"):
         trainer.train()
     assert list_checkpoints(tmp_path) == []
+
+
+def test_where_no_attempt_follows_the_checkpoints_stay(tmp_path):
+    error, saved = torch.OutOfMemoryError(MESSAGE), {"save_strategy": "steps", "save_steps": 1}
+    trainer, _ = build(
+        "distillation", tmp_path, error, most=0, since=2, auto_find_batch_size=True,
+        per_device_train_batch_size=1, **saved,
+    )  # fmt: skip
+    with pytest.raises(RuntimeError, match="No executable batch size found"):
+        trainer.train()
+    assert len(list_checkpoints(tmp_path)) == 2
 
 
 def test_where_not_even_one_row_fits_the_model_is_as_it_was(tmp_path):
