@@ -15,15 +15,15 @@ _ROWS = 1000
 def column_names(rows: Any) -> list[str]:
     """The names of the columns of a dataset, a list, a torch dataset or a stream.
 
-    Rows that do not say are asked for the first of them. Nothing is known of a stream that is its
-    own iterator: a row that is looked at would not come again.
+    Rows that do not say are asked for the first of them. Nothing is known of a stream that has one
+    iterator, itself or another: a row that is looked at would not come again.
     """
     named = getattr(rows, "column_names", None)
     if named:
         return list(named)
     if isinstance(rows, IterableDataset | TorchStream):
         again = iter(rows)
-        first = None if again is rows else next(again, None)
+        first = None if again is rows or again is iter(rows) else next(again, None)
     else:
         first = rows[0] if rows is not None and len(rows) else None
     return list(first) if isinstance(first, Mapping) else []
