@@ -88,26 +88,16 @@ def test_a_batch_that_fits_is_found_and_trains_what_it_would_have_trained_alone(
     assert [type(m) for m in found.student.modules()] == [type(m) for m in plain.modules()]
 
 
-def test_an_attempt_that_ran_out_of_memory_leaves_no_checkpoint_to_resume(tmp_path):
+@pytest.mark.parametrize(("batch", "left"), [(2, 0), (1, 2)], ids=["another follows", "none"])
+def test_the_checkpoints_of_an_attempt_go_where_another_follows(batch, left, tmp_path):
     error, saved = torch.OutOfMemoryError(MESSAGE), {"save_strategy": "steps", "save_steps": 1}
     trainer, _ = build(
         "distillation", tmp_path, error, most=0, since=2, auto_find_batch_size=True,
-        per_device_train_batch_size=2, **saved,
+        per_device_train_batch_size=batch, **saved,
     )  # fmt: skip
     with pytest.raises(RuntimeError, match="No executable batch size found"):
         trainer.train()
-    assert list_checkpoints(tmp_path) == []
-
-
-def test_where_no_attempt_follows_the_checkpoints_stay(tmp_path):
-    error, saved = torch.OutOfMemoryError(MESSAGE), {"save_strategy": "steps", "save_steps": 1}
-    trainer, _ = build(
-        "distillation", tmp_path, error, most=0, since=2, auto_find_batch_size=True,
-        per_device_train_batch_size=1, **saved,
-    )  # fmt: skip
-    with pytest.raises(RuntimeError, match="No executable batch size found"):
-        trainer.train()
-    assert len(list_checkpoints(tmp_path)) == 2
+    assert len(list_checkpoints(tmp_path)) == left
 
 
 def test_where_not_even_one_row_fits_the_model_is_as_it_was(tmp_path):
