@@ -101,20 +101,25 @@ def check_class_lists(labels: Any, where: str, first_row: int, task: Task, ids: 
 
 
 def check_no_one_hot_lists(labels: Iterable[Any], where: str, task: Task) -> None:
-    """Raise `ValueError` if the lists of class ids of a whole split all hold every class.
+    """Raise `ValueError` if a whole split's lists of class ids look like zeros and ones.
+
+    Of more than two classes these have a number twice, which `check_class_lists` refuses. Of two
+    they are [0, 1] and [1, 0], where rows that have both classes list them in one order.
 
     Args:
         labels: Arrow columns of lists that passed `check_class_lists`.
         where: the split and the column.
         task: says how many classes there are.
     """
-    lists = (values for part in labels for values in part.to_pylist())
-    if all(len(values) == task.num_labels for values in lists):
+    if task.num_labels != 2:
+        return
+    lists = {tuple(values) for part in labels for values in part.to_pylist()}
+    if (1, 0) in lists and lists <= {(0, 1), (1, 0)}:
         raise ValueError(
-            f"{where}: expected a row without some class, got lists of all {task.num_labels} ids "
-            "in every row. Zeros and ones of two classes, [1, 0] or [0, 1], are read as the ids of "
-            "both, and every target would be 1. Write a row's one class as its id or name; write "
-            "several as lists of names, or as a column of zeros and ones for each class."
+            f"{where}: expected a row without some class, got [1, 0] or [0, 1] in every row. Zeros "
+            "and ones of two classes are read as the ids of both, and every target would be 1. "
+            "Write a row's one class as its id or name; write several as lists of names, or as a "
+            "column of zeros and ones for each class."
         )
 
 

@@ -19,7 +19,8 @@ MAX_ROWS = 8
 NEVER = 2**62  # a power of two, for it passes through floating point
 
 _FIXES = {
-    LABELS: "Correct or drop these rows; -100 takes what has no label out of every loss",
+    LABELS: "Correct or drop these rows; -100 takes what has no label out of every loss over "
+    "predictions",
     TEACHER: "Look at what the teacher reads there; one that overflows in float16 does not in "
     "bfloat16 or float32",
     GRADIENT: "Use a lower learning_rate or more warmup_steps; where losses and weights are small, "

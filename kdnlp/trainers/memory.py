@@ -54,7 +54,7 @@ def undone_if_too_large(trainer: "GuardedTrainer") -> Iterator[None]:
     model = trainer.student
     weights = {n: t.detach().to("cpu", copy=True) for n, t in model.state_dict().items()}
     modes = {name: module.training for name, module in model.named_modules()}
-    own = None if trainer.optimizer is None else copy.deepcopy(trainer.optimizer.state_dict())
+    own = None if trainer.optimizer is None else _Optimizer(trainer.optimizer)
     rates: Any = trainer.lr_scheduler
     schedule = None if rates is None else copy.deepcopy(rates.state_dict())
     random = torch.get_rng_state()
@@ -69,7 +69,8 @@ def undone_if_too_large(trainer: "GuardedTrainer") -> Iterator[None]:
             model.load_state_dict(weights)
             for name, module in model.named_modules():
                 module.training = modes.get(name, module.training)
-            _undo_optimizer(trainer, own)
+            model.zero_grad()
+            trainer.optimizer = None if own is None else own.restored()
             tries_again = should_reduce_batch_size(error) and trainer._train_batch_size > 1
             if tries_again and trainer.is_world_process_zero():
                 remove_checkpoints(folder, keep=before)
@@ -82,12 +83,21 @@ def undone_if_too_large(trainer: "GuardedTrainer") -> Iterator[None]:
         raise
 
 
-def _undo_optimizer(trainer: "GuardedTrainer", state: dict[str, Any] | None) -> None:
-    trainer.student.zero_grad()
-    if state is None:
-        trainer.optimizer = None
-    elif trainer.optimizer is not None:
-        trainer.optimizer.load_state_dict(state)
+class _Optimizer:
+    """A caller's optimizer as it was, its groups too: the losses' parameters are added to them."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+        self.state = copy.deepcopy(optimizer.state_dict())
+        self.groups = [[*group["params"]] for group in optimizer.param_groups]
+
+    def restored(self) -> torch.optim.Optimizer:
+        groups = self.optimizer.param_groups
+        del groups[len(self.groups) :]
+        for group, parameters in zip(groups, self.groups, strict=True):
+            group["params"] = [*parameters]
+        self.optimizer.load_state_dict(self.state)
+        return self.optimizer
 
 
 def _advice(trainer: "GuardedTrainer") -> str:

@@ -48,7 +48,7 @@ def check_training_data(trainer: WeightedLossTrainer, model: PreTrainedModel) ->
         if found:
             _refuse_labels(name, trainer.task, classes, found)
         if name == "train_dataset" and trainer.task in LABELLED_TASKS:
-            _check_some_label(dataset)
+            _check_some_label(trainer, dataset)
     return limits
 
 
@@ -120,13 +120,16 @@ def _check_lengths(dataset: Dataset, name: str, column: str, limit: int | None) 
         first += len(lengths[0])
 
 
-def _check_some_label(dataset: Dataset) -> None:
-    if not some_label_counts(dataset):
+def _check_some_label(trainer: WeightedLossTrainer, dataset: Dataset) -> None:
+    """Refuse -100 alone where a loss that counts is over predictions, as -100 takes those out."""
+    weights, units = trainer.loss_weights(), {n: loss.unit for n, loss in trainer.losses.items()}
+    emptied = [name for name in weights if weights[name] and units.get(name, "items") == "items"]
+    if emptied and not some_label_counts(dataset):
         raise ValueError(
-            "train_dataset, labels: expected some that count, got -100 alone. What has it "
-            "is out of every loss, the teacher's too, and nothing would be trained. To learn from "
-            'the teacher without labels, dataset.remove_columns("labels") and set loss_weights '
-            "without task."
+            "train_dataset, labels: expected some that count, got -100 alone. What has it is out "
+            f"of every loss over predictions, the teacher's too, and {', '.join(emptied)} would "
+            "learn nothing. To learn from the teacher without labels, dataset.remove_columns("
+            '"labels") and set loss_weights without task.'
         )
 
 
@@ -142,8 +145,8 @@ def _refuse_labels(
     column = found[0][1]
     more = ", and perhaps more" if len(named) == MAX_ROWS else ""
     unknown = (
-        "-100 for a class takes it out of every loss, the teacher's too, and rows without labels "
-        "want no column of them, with loss_weights that leave out task"
+        "-100 for a class takes it out of every loss over predictions, the teacher's too, and rows "
+        "without labels want no column of them, with loss_weights that leave out task"
     )
     if task == "question_answering":
         unknown = "0, the first token, says that there is no answer"

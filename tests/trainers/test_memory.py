@@ -88,6 +88,25 @@ def test_a_batch_that_fits_is_found_and_trains_what_it_would_have_trained_alone(
     assert [type(m) for m in found.student.modules()] == [type(m) for m in plain.modules()]
 
 
+@pytest.mark.parametrize("name", ["distillation-parameters", "distillation-uncertainty"])
+def test_an_attempt_is_undone_in_a_caller_s_optimizer_to_which_losses_were_added(name, tmp_path):
+    error, trained = torch.OutOfMemoryError(MESSAGE), []
+    for folder, given in (
+        ("found", {"error": error, "since": 2, "auto_find_batch_size": True}),
+        ("alone", {"per_device_train_batch_size": 3}),
+    ):
+        trainer, _ = build(name, tmp_path / folder, **given)
+        own = trainer.student.parameters()
+        trainer.optimizer = torch.optim.AdamW(own, 0.01, weight_decay=0.1)
+        trainer.train()
+        groups = [len(group["params"]) for group in trainer.optimizer.param_groups]
+        trained.append((groups, trainer.student.state_dict()))
+    (groups, found), (expected, alone) = trained
+    assert groups == expected
+    assert len(groups) == 2
+    assert all(torch.equal(found[key], alone[key]) for key in alone)
+
+
 @pytest.mark.parametrize(("batch", "left"), [(2, 0), (1, 2)], ids=["another follows", "none"])
 def test_the_checkpoints_of_an_attempt_go_where_another_follows(batch, left, tmp_path):
     error, saved = torch.OutOfMemoryError(MESSAGE), {"save_strategy": "steps", "save_steps": 1}
