@@ -55,6 +55,7 @@ def main(argv: list[str] | None = None) -> CompressionReport | None:
     task = infer_task(rows, script.text_columns, script.label_column)
     task = replace(task, name=Path(script.train_file).stem, max_length=script.max_length)
     predecessor, tokenizer = load_for_finetuning(script.model, task)
+    build_student(predecessor, script.num_layers)  # refuses a depth that it has not
     data = prepare(rows, task, tokenizer)
 
     common = {

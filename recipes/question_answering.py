@@ -67,6 +67,7 @@ def main(argv: list[str] | None = None) -> CompressionReport | None:
         max_answer_length=script.max_answer_length,
     )
     teacher, tokenizer = load_for_finetuning(script.model, task)
+    build_student(teacher, script.num_layers)  # refuses a depth that it has not
     data = prepare(rows, task, tokenizer)  # a row a window; long contexts become several
 
     common = {

@@ -63,6 +63,7 @@ def main(argv: list[str] | None = None) -> CompressionReport | None:
     task = infer_task(rows, [script.words_column], script.tags_column, name)
     task = replace(task, max_length=script.max_length, label_all_subwords=script.label_all_subwords)
     teacher, tokenizer = load_for_finetuning(script.model, task)
+    build_student(teacher, script.num_layers)  # refuses a depth that it has not
     data = prepare(rows, task, tokenizer)
 
     common = {

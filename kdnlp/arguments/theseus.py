@@ -120,6 +120,17 @@ class TheseusTrainingArguments(DistillationTrainingArguments):
         )
         return schedule(progress)
 
+    def check_last_rate(self, num_steps: int) -> None:
+        """Raise `ValueError` if the rate is below 1 in the last of `num_steps` optimizer steps."""
+        last = self.replacing_rate_at((num_steps - 1) / num_steps)
+        if last < 1.0 and not self.allow_incomplete_replacement:
+            raise ValueError(
+                f"The replacing rate of the last of {num_steps} optimizer steps must be 1, got "
+                f"{last:.3g}: the successor would never be trained as it will be deployed. Train "
+                "longer, use a smaller replacing_fraction, or allow_incomplete_replacement=True if "
+                "that is what you want."
+            )
+
     def _check_rate(self) -> None:
         rate, fraction = self.initial_replacing_rate, self.replacing_fraction
         if not 0.0 <= rate <= 1.0:
@@ -145,3 +156,5 @@ class TheseusTrainingArguments(DistillationTrainingArguments):
                 "the successor is never trained as it will be deployed. Use a smaller fraction, "
                 "or allow_incomplete_replacement=True if that is what you want."
             )
+        if self.max_steps > 0:
+            self.check_last_rate(self.max_steps)

@@ -102,10 +102,10 @@ def main(command: str, argv: Sequence[str]) -> None:
     original, tokenizer = load_original(options, task)
     task = in_model_order(task, original.config)
     check_report_length(options.report_length, tokenizer, original)
-    splits, inputs = trainer_inputs(rows, task, tokenizer, data, args)
     smaller = build_smaller(options, original, task, tokenizer)
-    initial = copy.deepcopy(smaller) if options.baseline else None
     partner = join_teachers(options, original, task, tokenizer)
+    splits, inputs = trainer_inputs(rows, task, tokenizer, data, args)
+    initial = copy.deepcopy(smaller) if options.baseline else None
     trainer = _TRAINERS[command](smaller, partner, args, losses, **inputs)
     trainer.license = license
     evaluated = partial(evaluate_model, args=args, splits=splits, task=task, tokenizer=tokenizer)

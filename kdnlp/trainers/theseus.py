@@ -286,14 +286,7 @@ class _StepCallback(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        last = args.replacing_rate_at((state.max_steps - 1) / state.max_steps)
-        if last < 1.0 and not args.allow_incomplete_replacement:
-            raise ValueError(
-                f"The replacing rate of the last of {state.max_steps} optimizer steps must be 1, "
-                f"got {last:.3g}: the successor would never be trained as it will be deployed. "
-                "Train longer, use a smaller replacing_fraction, or "
-                "allow_incomplete_replacement=True if that is what you want."
-            )
+        args.check_last_rate(state.max_steps)
         rate, name = self.trainer.replacing_rate(), "replacing_rate"
         before = next((entry[name] for entry in state.log_history[::-1] if name in entry), rate)
         if state.global_step and rate < before:

@@ -42,7 +42,7 @@ def run(recipe, root, out, *arguments):
     spec = importlib.util.spec_from_file_location(recipe, ROOT / "recipes" / f"{recipe}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    flags = ("--model", root / "encoder", "--output_dir", out, *arguments, *TINY)
+    flags = ("--model", root / "encoder", "--output_dir", out, *TINY, *arguments)
     return module.main([str(flag) for flag in flags])
 
 
@@ -77,3 +77,11 @@ def test_a_recipe_reads_the_users_own_files(recipe, root):
     assert set(labels) == (set() if recipe == "question_answering" else {
         "O", "B-AGENT", "I-AGENT", "B-PATIENT", "I-PATIENT", "B-TIME", "I-TIME"
     })  # fmt: skip
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_depth_that_cannot_be_is_refused_before_the_teacher_is_trained(recipe, root):
+    out = root / f"{recipe}-deep"
+    with pytest.raises(ValueError, match="num_layers must lie between 1 and the teacher's 4"):
+        run(recipe, root, out, "--num_generated", "60", "--num_layers", "9")
+    assert not (out / "_teacher").exists()

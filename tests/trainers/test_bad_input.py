@@ -112,6 +112,11 @@ THESEUS = {
         ("never reaches", "replacing_fraction=1", "as it will be deployed", "a smaller fraction"),
         late={"replacing_fraction": 1.0},
     ),
+    "a run too short for its ramp": Case(
+        "TheseusTrainer",
+        ("last of 2 optimizer steps", "got 0.883", "as it will be deployed", "Train longer"),
+        late={"max_steps": 2},
+    ),
     "gradients that are neither": Case(
         "TheseusTrainer",
         ('"zero" or "none"', "got 'zeros'", "two different algorithms"),
