@@ -20,6 +20,7 @@ from kdnlp.evaluation.pareto import overlap, pareto_front, same_build
 from kdnlp.evaluation.plots import draw_scores, save_figure
 from kdnlp.evaluation.rows import MISSING, p_value
 from kdnlp.evaluation.significance import RESAMPLES, SEED
+from kdnlp.evaluation.speed import mark
 from kdnlp.evaluation.tables import markdown_table
 from kdnlp.files import replace_text
 
@@ -45,7 +46,8 @@ CAPTION = (
     "score, run by run. Agrees: percent of rows answered as the original does. ECE: expected "
     "calibration error, 15 bins. Mean and standard deviation over the runs. FLOPs and speed-up: "
     "how many times less than the original, each run's own, the speed-up by latency at each batch "
-    "size."
+    "size; with a ! or a ? where that is so in every run: not what the FLOPs promise, and too noisy "
+    "to tell."
 )
 
 TEST_CAPTION = (
@@ -73,7 +75,7 @@ def comparison_rows(rows: Sequence[ComparisonRow]) -> list[tuple[str, ...]]:
             _spread(row.agreement, 100),
             _spread(row.calibration_error, 100),
             f"{row.flops_ratio:.2f}x",
-            " / ".join(_speedup(ratios) for ratios in row.speedups.values()),
+            " / ".join(_speedup(n) + _mark(row, size) for size, n in row.speedups.items()),
             str(len(row.scores)),
         )
         for row in rows
@@ -277,6 +279,17 @@ def _speedup(ratios: Sequence[float]) -> str:
     """
     spread = f" ± {_deviation(ratios, 1):.2f}" if len(ratios) > 1 else ""
     return f"{float(np.mean(ratios)):.2f}x{spread}"
+
+
+def _mark(row: ComparisonRow, size: str) -> str:
+    """The mark behind a speed-up that all runs of the row give it, if they agree on one."""
+    marks = [
+        mark(agreement, latency.speedup)
+        for report, name in row.members
+        for model, latency, agreement in report.agreements()
+        if (model, str(latency.batch_size)) == (name, size)
+    ]
+    return marks[0] if len(set(marks)) == 1 else ""
 
 
 def _bounds(bounds: Bounds | None) -> str:

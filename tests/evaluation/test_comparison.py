@@ -20,6 +20,7 @@ from kdnlp.evaluation.comparison_files import (
 )
 from kdnlp.evaluation.plots import FRONT
 from kdnlp.evaluation.report import CompressionReport
+from kdnlp.profiling.speedup import Speedup
 
 
 def run(method, seed, scores, layers=2):
@@ -241,6 +242,29 @@ def test_speedups_are_the_mean_and_spread_of_the_runs_own_ratios():
     assert comparison_rows([row])[0][8] == "2.25x ± 0.35 / 2.25x ± 0.35"
     assert comparison_rows([rows[0]])[0][8] == "1.00x ± 0.00 / 1.00x ± 0.00"
     assert row.flops_ratio == 2.0
+
+
+@pytest.mark.parametrize(
+    ("intervals", "shown"),
+    [
+        ([(1.9, 2.1)], "2.00x"),
+        ([(1.0, 3.0)], "2.00x ?"),
+        ([(2.9, 3.1)], "3.00x !"),
+        ([(1.0, 3.0), (1.0, 3.0)], "2.00x ± 0.00 ?"),
+        ([(1.0, 3.0), (1.9, 2.1)], "2.00x ± 0.00"),
+    ],
+)
+def test_a_speedup_has_the_mark_that_all_its_runs_give_it(intervals, shown):
+    reports = []
+    for (low, high), report in zip(intervals, RUNS, strict=False):
+        speedup = Speedup((low + high) / 2, low, high, 0.95, 30)
+        first, made, *others = report.models
+        rows = tuple(replace(row, speedup=speedup) for row in made.latency)
+        models = (first, replace(made, latency=rows), *others)
+        reports.append(replace(report, models=models))
+    cells = {row[1]: row[8] for row in comparison_rows(compare(reports))}
+    assert cells["successor (theseus)"] == f"{shown} / {shown}"
+    assert "?" not in cells["baseline"]  # it was not measured round by round
 
 
 def front_of(rows):
