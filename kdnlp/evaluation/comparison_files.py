@@ -46,8 +46,8 @@ CAPTION = (
     "score, run by run. Agrees: percent of rows answered as the original does. ECE: expected "
     "calibration error, 15 bins. Mean and standard deviation over the runs. FLOPs and speed-up: "
     "how many times less than the original, each run's own, the speed-up by latency at each batch "
-    "size; with a ! or a ? where that is so in every run: not what the FLOPs promise, and too noisy "
-    "to tell."
+    "size. Where every run gives it one mark: with a !: not what the FLOPs promise; with a ?: too "
+    "noisy to tell."
 )
 
 TEST_CAPTION = (
