@@ -219,3 +219,23 @@ class DistillationTrainingArguments(CompressionTrainingArguments):
                 "computed and named in report and card, and teach nothing. Give it a weight, or "
                 "leave the loss out; a weight of 0 says that it is only to be watched."
             )
+
+    def check_read(self, names: list[str], teaches: bool) -> None:
+        """Raise `ValueError` if a setting is given that no loss reads.
+
+        Args:
+            names: of the losses beside the task's own.
+            teaches: whether one of them reads the teacher.
+        """
+        defaults = {f.name: f.default for f in fields(self)}
+        idle = () if names else ("temperature", "final_temperature")
+        unread = [name for name in idle if getattr(self, name) != defaults[name]]
+        if self.cache_teacher_outputs and not teaches:
+            unread.append("cache_teacher_outputs")
+        if unread:
+            raise ValueError(
+                f"{', '.join(unread)}: expected a loss that reads it, got "
+                f"{', '.join(names) or 'none beside the labels'}. The run would be the same as "
+                'without it, and reported as if it had it. Add one, as losses={"logits": '
+                "LogitsLoss()} or --losses logits, or leave the setting out."
+            )

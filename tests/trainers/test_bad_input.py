@@ -25,7 +25,13 @@ from torch.distributed.fsdp import StateDictType
 from transformers.trainer_utils import HPSearchBackend
 
 import kdnlp
-from kdnlp.losses import AttentionLoss, HiddenLoss, LogitsLoss, RelationLoss
+from kdnlp.losses import (
+    AttentionLoss,
+    HiddenLoss,
+    LabelSmoothingLoss,
+    LogitsLoss,
+    RelationLoss,
+)
 from kdnlp.models.student import build_student
 from kdnlp.trainers.base import CompressionTrainer
 
@@ -101,6 +107,17 @@ THESEUS = {
         "TheseusTrainer",
         ("lie in [0, 1]", "got 1.5", "probability", "starts at 0.1 or 0.3"),
         late={"initial_replacing_rate": 1.5},
+    ),
+    "a temperature of no loss": Case(
+        "TheseusTrainer",
+        ("temperature: expected a loss", "none beside the labels", "as if it had", "LogitsLoss()"),
+        overrides={"temperature": 4.0},
+    ),
+    "a cache of what no loss reads": Case(
+        "TheseusTrainer",
+        ("cache_teacher_outputs: expected", "got smooth", "the same as without it", "leave"),
+        losses=lambda: {"smooth": LabelSmoothingLoss()},
+        overrides={"cache_teacher_outputs": True},
     ),
     "a ramp of no length": Case(
         "TheseusTrainer",
