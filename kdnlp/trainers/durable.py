@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length, rotate_checkpoints
 
 from kdnlp.arguments import CompressionTrainingArguments
 from kdnlp.checkpoints import SETTINGS, TRAINER_STATE, find_checkpoint, recorded_settings
@@ -26,7 +26,7 @@ from kdnlp.trainers.output_dir import (
     writing_to,
 )
 from kdnlp.trainers.preemption import Preemption, ignore_sigterm
-from kdnlp.trainers.resuming import check_resume_files
+from kdnlp.trainers.resuming import check_resume_files, place_in_stream
 from kdnlp.trainers.step import WeightedLossTrainer
 
 logger = logging.getLogger(__name__)
@@ -95,6 +95,20 @@ class DurableTrainer(WeightedLossTrainer):
             check_resume_files(checkpoint)
             set_aside_damaged(checkpoint)
         return checkpoint
+
+    def _init_training_state(
+        self, max_steps: int, num_steps: int, num_epochs: int, checkpoint: str | None, trial: Any
+    ) -> tuple[int, int]:
+        """The epochs that were trained before, and the micro-batches of the one that goes on.
+
+        The stock trainer takes a stream for one pass, however often it began anew.
+        """
+        place = super()._init_training_state(max_steps, num_steps, num_epochs, checkpoint, trial)
+        if checkpoint is None or has_length(self.train_dataset):
+            return place
+        passes, steps = place_in_stream(checkpoint)
+        skipped = 0 if self.args.ignore_data_skip else steps
+        return passes, skipped * self.args.gradient_accumulation_steps
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Take no step beyond the last one: a run that is resumed at its end is done."""

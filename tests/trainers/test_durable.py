@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from settings import NO_DROPOUT, TRAINER_ROWS, build_trainer, tiny_model
+from settings import NO_DROPOUT, TRAINER_ROWS, build_trainer, tiny_dataset, tiny_model
 from transformers import TrainerCallback
 
 from kdnlp.checkpoints import find_damage, list_checkpoints
@@ -34,11 +34,13 @@ class Tell(TrainerCallback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def build(folder, row=FINETUNING, callbacks=(), **overrides):
+def build(folder, row=FINETUNING, callbacks=(), train_dataset=None, **overrides):
     torch.manual_seed(11)
     dropout = tiny_model("bert", 4)
     settings = {"max_steps": 6, "gradient_accumulation_steps": 2, **overrides}
     options = {"callbacks": list(callbacks)}
+    if train_dataset is not None:
+        options["train_dataset"] = train_dataset
     return build_trainer(row, folder, dropout, trainer_options=options, **settings)
 
 
@@ -145,6 +147,24 @@ def test_last_whole_goes_on_before_a_damaged_checkpoint_and_sets_it_aside(tmp_pa
     assert steps(tmp_path) == [6, 4, 2]
     assert not any(map(find_damage, list_checkpoints(tmp_path)))
     assert (tmp_path / "_damaged-checkpoint-6" / "optimizer.pt").read_bytes() == b"half"
+
+
+@pytest.mark.parametrize("name", ["distillation", "theseus"])
+@pytest.mark.parametrize(("accumulation", "saved"), [(1, (3, 5, 7)), (2, (1, 2, 3))])
+def test_a_run_over_several_passes_of_a_stream_goes_on_bit_equal(
+    name, accumulation, saved, tmp_path
+):
+    # Five batches a pass: of two micro-batches a step the last one is left out.
+    stream = tiny_dataset(20).to_iterable_dataset().shuffle(seed=3, buffer_size=20)
+    settings = {"max_steps": 8, "save_strategy": "steps", "save_steps": 1}
+    settings |= {"gradient_accumulation_steps": accumulation, "train_dataset": stream}
+    whole = build(tmp_path / "whole", TRAINER_ROWS[name], **settings)
+    whole.train()
+    for step in saved:
+        resumed = build(tmp_path / str(step), TRAINER_ROWS[name], **settings)
+        resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
+        assert resumed.state.epoch == whole.state.epoch
+        assert same_weights(resumed, whole)
 
 
 def test_a_resumed_run_says_what_was_set_up_otherwise(tmp_path, caplog):
