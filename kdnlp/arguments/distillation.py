@@ -220,22 +220,14 @@ class DistillationTrainingArguments(CompressionTrainingArguments):
                 "leave the loss out; a weight of 0 says that it is only to be watched."
             )
 
-    def check_read(self, names: list[str], teaches: bool) -> None:
-        """Raise `ValueError` if a setting is given that no loss reads.
-
-        Args:
-            names: of the losses beside the task's own.
-            teaches: whether one of them reads the teacher.
-        """
+    def check_unread(self) -> None:
+        """Raise `ValueError` if a temperature is given, for a run without losses of a teacher."""
         defaults = {f.name: f.default for f in fields(self)}
-        idle = () if names else ("temperature", "final_temperature")
-        unread = [name for name in idle if getattr(self, name) != defaults[name]]
-        if self.cache_teacher_outputs and not teaches:
-            unread.append("cache_teacher_outputs")
+        names = ("temperature", "final_temperature")
+        unread = [name for name in names if getattr(self, name) != defaults[name]]
         if unread:
             raise ValueError(
-                f"{', '.join(unread)}: expected a loss that reads it, got "
-                f"{', '.join(names) or 'none beside the labels'}. The run would be the same as "
-                'without it, and reported as if it had it. Add one, as losses={"logits": '
-                "LogitsLoss()} or --losses logits, or leave the setting out."
+                f"{', '.join(unread)}: expected a loss that reads it, got none beside the labels. "
+                'The run would be the same without it. Add one, as losses={"logits": LogitsLoss()} '
+                "or --losses logits, or leave it out."
             )

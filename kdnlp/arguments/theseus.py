@@ -156,5 +156,3 @@ class TheseusTrainingArguments(DistillationTrainingArguments):
                 "the successor is never trained as it will be deployed. Use a smaller fraction, "
                 "or allow_incomplete_replacement=True if that is what you want."
             )
-        if self.max_steps > 0:
-            self.check_last_rate(self.max_steps)

@@ -38,7 +38,7 @@ from kdnlp.evaluation.evaluate import evaluate_model
 from kdnlp.evaluation.metrics import build_compute_metrics
 from kdnlp.hub.publish import publish_results
 from kdnlp.models.pretrained import head_config
-from kdnlp.models.student import build_student
+from kdnlp.models.student import build_student, select_layers
 from kdnlp.trainers.base import CompressionTrainer
 from kdnlp.trainers.distillation import DistillationTrainer
 from kdnlp.trainers.theseus import TheseusTrainer
@@ -74,6 +74,8 @@ def main(command: str, argv: Sequence[str]) -> None:
         "and by distillation, fine-tune a model of the same size, and compare the four.",
     )
     console, folder = Console(), Path(options.output_dir)
+    # A depth that cannot be is refused before anything is trained.
+    select_layers(options.num_layers, build_config().num_hidden_layers, "first")
     set_seed(options.seed)
     task, tokenizer = SYNTHETIC_TASKS[TASK], build_tokenizer()
     splits = prepare(generate(task), task, tokenizer)

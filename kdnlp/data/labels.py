@@ -104,7 +104,7 @@ def check_no_one_hot_lists(labels: Iterable[Any], where: str, task: Task) -> Non
     """Raise `ValueError` if a whole split's lists of class ids look like zeros and ones.
 
     Of more than two classes these have a number twice, which `check_class_lists` refuses. Of two
-    they are [0, 1] and [1, 0], where rows that have both classes list them in one order.
+    there is a [1, 0], and nothing but [1, 0] and [0, 1].
 
     Args:
         labels: Arrow columns of lists that passed `check_class_lists`.

@@ -46,8 +46,8 @@ CAPTION = (
     "score, run by run. Agrees: percent of rows answered as the original does. ECE: expected "
     "calibration error, 15 bins. Mean and standard deviation over the runs. FLOPs and speed-up: "
     "how many times less than the original, each run's own, the speed-up by latency at each batch "
-    "size. Where every run gives it one mark: with a !: not what the FLOPs promise; with a ?: too "
-    "noisy to tell."
+    "size. A mark stands where all runs agree on it: ! is not what the FLOPs promise, ? too noisy "
+    "to tell."
 )
 
 TEST_CAPTION = (
@@ -282,14 +282,16 @@ def _speedup(ratios: Sequence[float]) -> str:
 
 
 def _mark(row: ComparisonRow, size: str) -> str:
-    """The mark behind a speed-up that all runs of the row give it, if they agree on one."""
-    marks = [
-        mark(agreement, latency.speedup)
-        for report, name in row.members
-        for model, latency, agreement in report.agreements()
-        if (model, str(latency.batch_size)) == (name, size)
-    ]
-    return marks[0] if len(set(marks)) == 1 else ""
+    """The mark behind a speed-up on which all runs of the row agree."""
+    marks = set()
+    for report, name in row.members:
+        found = [
+            mark(agreement, latency.speedup)
+            for model, latency, agreement in report.agreements()
+            if (model, str(latency.batch_size)) == (name, size)
+        ]
+        marks.add(found[0] if found else "")
+    return marks.pop() if len(marks) == 1 else ""
 
 
 def _bounds(bounds: Bounds | None) -> str:

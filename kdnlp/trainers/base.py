@@ -342,7 +342,8 @@ class CompressionTrainer(PublishingTrainer):
             raise ValueError(UNUSED_PARAMETERS.format("A loss with parameters"))
         if isinstance(args, DistillationTrainingArguments):
             args.check_loss_names([TASK, *self.losses])
-            args.check_read([*self.losses], any(x.needs_teacher for x in self.losses.values()))
+            if not self.losses:
+                args.check_unread()
 
     def _check_model(self, model: PreTrainedModel) -> None:
         half = {p.dtype for p in model.parameters() if p.requires_grad} & _HALF_PRECISION

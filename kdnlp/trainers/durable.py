@@ -1,6 +1,7 @@
 """Nothing is lost when a machine dies: one run a folder, whole checkpoints, a stop that saves."""
 
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -9,7 +10,7 @@ from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from kdnlp.arguments import CompressionTrainingArguments
 from kdnlp.checkpoints import SETTINGS, TRAINER_STATE, find_checkpoint, recorded_settings
@@ -26,10 +27,14 @@ from kdnlp.trainers.output_dir import (
     writing_to,
 )
 from kdnlp.trainers.preemption import Preemption, ignore_sigterm
-from kdnlp.trainers.resuming import check_resume_files, place_in_stream
+from kdnlp.trainers.resuming import check_resume_files
 from kdnlp.trainers.step import WeightedLossTrainer
+from kdnlp.trainers.stream import StreamPlace
 
 logger = logging.getLogger(__name__)
+
+_PLACE = "place in the stream"
+"""The key of `StreamPlace.to_resume` among the settings that a checkpoint records."""
 
 _TORCH_WRITES = ("PytorchStreamWriter", "inline_container")
 """What a `RuntimeError` of `torch.save` that could not write speaks of."""
@@ -43,6 +48,7 @@ class DurableTrainer(WeightedLossTrainer):
     """
 
     method = ""
+    _recorded_settings: dict[str, Any]
 
     def __init__(self, args: CompressionTrainingArguments, **kwargs: Any) -> None:
         if args.should_save:
@@ -99,20 +105,22 @@ class DurableTrainer(WeightedLossTrainer):
     def _init_training_state(
         self, max_steps: int, num_steps: int, num_epochs: int, checkpoint: str | None, trial: Any
     ) -> tuple[int, int]:
-        """The epochs that were trained before, and the micro-batches of the one that goes on.
-
-        The stock trainer takes a stream for one pass, however often it began anew.
-        """
-        place = super()._init_training_state(max_steps, num_steps, num_epochs, checkpoint, trial)
-        if checkpoint is None or has_length(self.train_dataset):
-            return place
-        passes, steps = place_in_stream(checkpoint)
-        skipped = 0 if self.args.ignore_data_skip else steps
-        return passes, skipped * self.args.gradient_accumulation_steps
+        """The epochs that were trained before, and the micro-batches of the one that goes on."""
+        trained = super()._init_training_state(max_steps, num_steps, num_epochs, checkpoint, trial)
+        if num_epochs < sys.maxsize:  # what the stock trainer says of data without a length
+            self.place = None
+            return trained
+        before = recorded_settings(Path(checkpoint)).get(_PLACE) if checkpoint else None
+        passes, steps = before or (0, self.state.global_step)
+        self.place = StreamPlace(passes, 0 if self.args.ignore_data_skip else steps)
+        return passes, self.place.steps * self.args.gradient_accumulation_steps
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Take no step beyond the last one: a run that is resumed at its end is done."""
-        cast(dict[str, Any], self.state.stateful_callbacks)[SETTINGS] = self._settings()
+        self._recorded_settings = self._settings()
+        cast(dict[str, Any], self.state.stateful_callbacks)[SETTINGS] = self._recorded_settings
+        if self.place is not None:
+            self.place.begin(kwargs["epoch"])
         if self._holds_other_run:
             # Only now: nothing can refuse this run any more.
             self._holds_other_run = False
@@ -167,6 +175,8 @@ class DurableTrainer(WeightedLossTrainer):
         args, folder = self.args, Path(super()._get_output_dir(trial))
         target = folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         self._partial = folder / PARTIAL
+        if self.place is not None:
+            self._recorded_settings[_PLACE] = self.place.to_resume()
         save_only_model = args.save_only_model
         # Who is told to stop wants to go on later.
         args.save_only_model = save_only_model and not self.preemption.stopping

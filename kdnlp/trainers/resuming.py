@@ -1,15 +1,11 @@
-"""What a checkpoint holds before training goes on from it: no code, and a place in the data."""
+"""What a checkpoint holds before training goes on from it: numbers and plain values, no code."""
 
-import json
-import math
 import os
 import pickle
 from pathlib import Path
 
 from torch.serialization import get_unsafe_globals_in_checkpoint
 from transformers.trainer_pt_utils import safe_globals
-
-from kdnlp.checkpoints import TRAINER_STATE
 
 NEVER_READ = ("training_args.bin",)
 """A pickle of the arguments, which transformers writes and neither it nor kdnlp opens."""
@@ -27,23 +23,6 @@ def check_resume_files(folder: str | os.PathLike[str]) -> None:
     for path in sorted(Path(folder).iterdir()):
         if path.suffix in (".pt", ".pth", ".bin") and path.name not in NEVER_READ:
             _check_file(path)
-
-
-def place_in_stream(folder: str | os.PathLike[str]) -> tuple[int, int]:
-    """Where a run over a stream, whose passes have no known length, was at a checkpoint.
-
-    `TrainerState.epoch` counts a pass as if it had all steps of the run, so that a whole number is
-    the last step of a run in one pass.
-
-    Args:
-        folder: the checkpoint, which is whole; see `kdnlp.checkpoints`.
-
-    Returns:
-        The passes that were done, and the optimizer steps of the one after them.
-    """
-    state = json.loads((Path(folder) / TRAINER_STATE).read_text(encoding="utf-8"))
-    passes = max(0, math.ceil(state["epoch"]) - 1)
-    return passes, round((state["epoch"] - passes) * state["max_steps"])
 
 
 def _check_file(path: Path) -> None:

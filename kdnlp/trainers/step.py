@@ -10,7 +10,6 @@ from accelerate.utils import convert_to_fp32
 from torch import nn
 from torch.utils.data import RandomSampler, SequentialSampler
 from transformers import PreTrainedModel, Trainer
-from transformers.trainer_utils import has_length
 
 from kdnlp.arguments import DistillationTrainingArguments
 from kdnlp.data.collation import KnownColumnsCollator
@@ -26,6 +25,7 @@ from kdnlp.models.layers import find_layers
 from kdnlp.trainers.guarded import TASK, GuardedTrainer
 from kdnlp.trainers.intermediate import IntermediateOutputs
 from kdnlp.trainers.preemption import Preemption
+from kdnlp.trainers.stream import StreamPlace
 from kdnlp.trainers.teacher_run import TeacherRun
 
 logger = logging.getLogger(__name__)
@@ -48,6 +48,7 @@ class WeightedLossTrainer(GuardedTrainer):
         cached_layers: how many layers the partner has.
         intermediate: what keeps the layers that the losses read, while a run lasts.
         preemption: what stops the run, on all processes at once, where one is told to.
+        place: where a run is in a stream; `None` where the data have a length.
     """
 
     stack: str | None = None
@@ -59,6 +60,7 @@ class WeightedLossTrainer(GuardedTrainer):
     cache: TeacherCache | None
     cached_layers: int
     preemption: Preemption
+    place: StreamPlace | None = None
     _grouped: LengthGroupedSampler | None = None
     _model_size = 0
     _columns: tuple[Any, list[str]] | None = None
@@ -72,9 +74,11 @@ class WeightedLossTrainer(GuardedTrainer):
         to the next pass's first step.
         """
         samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if samples and len(samples) < num_batches and not has_length(self.train_dataset):
-            self._leave_out(len(samples), num_batches)
-            samples = []
+        if self.place is not None:
+            if 0 < len(samples) < num_batches:
+                self._leave_out(len(samples), num_batches)
+                samples = []
+            self.place.take(bool(samples))
         if not samples:
             return samples, torch.zeros(len(UNITS), device=device)
         self.finite.begin_step(self.state.global_step)
@@ -310,11 +314,12 @@ class WeightedLossTrainer(GuardedTrainer):
             return self.args.temperature_at(self.progress)
         return 1.0
 
-    def loss_weights(self) -> dict[str, float]:
-        """The weight of every loss at this step."""
+    def loss_weights(self, progress: float | None = None) -> dict[str, float]:
+        """The weight of every loss at this step, or at another share of the run in [0, 1]."""
+        progress = self.progress if progress is None else progress
         names = [TASK, *self.losses]
         if isinstance(self.args, DistillationTrainingArguments):
-            return self.args.loss_weights_at(self.progress, names)
+            return self.args.loss_weights_at(progress, names)
         return dict.fromkeys(names, 1.0 / len(names))
 
     # Logging.

@@ -252,6 +252,8 @@ class TheseusTrainer(CompressionTrainer):
         super()._check_arguments(args)
         if args.ddp_find_unused_parameters:
             raise ValueError(UNUSED_PARAMETERS.format("The zero gradient of skipped blocks"))
+        if isinstance(args, TheseusTrainingArguments) and args.max_steps > 0:
+            args.check_last_rate(args.max_steps)
         if args.use_cache:
             raise ValueError(
                 "use_cache=True keeps keys and values by the position of a block, which shifts "

@@ -122,8 +122,13 @@ def _check_lengths(dataset: Dataset, name: str, column: str, limit: int | None) 
 
 def _check_some_label(trainer: WeightedLossTrainer, dataset: Dataset) -> None:
     """Refuse -100 alone where a loss that counts is over predictions, as -100 takes those out."""
-    weights, units = trainer.loss_weights(), {n: loss.unit for n, loss in trainer.losses.items()}
-    emptied = [name for name in weights if weights[name] and units.get(name, "items") == "items"]
+    units = {name: loss.unit for name, loss in trainer.losses.items()}
+    weights = [trainer.loss_weights(progress) for progress in (0.0, 1.0)]
+    emptied = [
+        name
+        for name in weights[0]
+        if any(own[name] for own in weights) and units.get(name, "items") == "items"
+    ]
     if emptied and not some_label_counts(dataset):
         raise ValueError(
             "train_dataset, labels: expected some that count, got -100 alone. What has it is out "

@@ -138,6 +138,21 @@ def test_the_own_dataset_recipe_goes_from_a_table_to_a_small_model(root):
     assert predecessor["num_hidden_layers"] == 4
 
 
+def test_a_depth_that_cannot_be_is_refused_before_the_predecessor_is_trained(root):
+    table = (
+        "--train_file",
+        root / "own.csv",
+        "--text_columns",
+        "review",
+        "--label_column",
+        "stars",
+    )
+    model = ("--model", root / "encoder", "--output_dir", root / "deep", "--num_layers", "9")
+    with pytest.raises(ValueError, match="num_layers must lie between 1 and the teacher's 4"):
+        run("own_dataset", *table, *model)
+    assert not (root / "deep" / "_predecessor").exists()
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_can_be_read_in_one_go(recipe):
     lines = (ROOT / "recipes" / f"{recipe}.py").read_text(encoding="utf-8").splitlines()

@@ -48,6 +48,10 @@ def steps(folder):
     return [int(path.name.rpartition("-")[2]) for path in list_checkpoints(folder)]
 
 
+def evaluations(trainer):
+    return [(e["step"], e["epoch"]) for e in trainer.state.log_history if "eval_loss" in e]
+
+
 def same_weights(first, second):
     ours, theirs = first.student.state_dict(), second.student.state_dict()
     return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
@@ -150,21 +154,37 @@ def test_last_whole_goes_on_before_a_damaged_checkpoint_and_sets_it_aside(tmp_pa
 
 
 @pytest.mark.parametrize("name", ["distillation", "theseus"])
-@pytest.mark.parametrize(("accumulation", "saved"), [(1, (3, 5, 7)), (2, (1, 2, 3))])
+@pytest.mark.parametrize(
+    ("accumulation", "strategy", "saved"),
+    [(1, "steps", (3, 5, 7)), (2, "steps", (1, 2, 3)), (1, "epoch", (5,)), (2, "epoch", (2, 4))],
+)
 def test_a_run_over_several_passes_of_a_stream_goes_on_bit_equal(
-    name, accumulation, saved, tmp_path
+    name, accumulation, strategy, saved, tmp_path
 ):
     # Five batches a pass: of two micro-batches a step the last one is left out.
     stream = tiny_dataset(20).to_iterable_dataset().shuffle(seed=3, buffer_size=20)
-    settings = {"max_steps": 8, "save_strategy": "steps", "save_steps": 1}
-    settings |= {"gradient_accumulation_steps": accumulation, "train_dataset": stream}
-    whole = build(tmp_path / "whole", TRAINER_ROWS[name], **settings)
+    settings = {"max_steps": 8, "save_strategy": strategy, "save_steps": 1}
+    settings |= {"eval_strategy": "epoch", "gradient_accumulation_steps": accumulation}
+    whole = build(tmp_path / "whole", TRAINER_ROWS[name], train_dataset=stream, **settings)
     whole.train()
     for step in saved:
-        resumed = build(tmp_path / str(step), TRAINER_ROWS[name], **settings)
+        resumed = build(tmp_path / str(step), TRAINER_ROWS[name], train_dataset=stream, **settings)
         resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
-        assert resumed.state.epoch == whole.state.epoch
         assert same_weights(resumed, whole)
+        assert evaluations(resumed) == evaluations(whole)  # each pass ends once
+
+
+def test_a_stream_is_resumed_in_its_pass_when_more_steps_are_asked_for_twice(tmp_path):
+    stream = tiny_dataset(20).to_iterable_dataset().shuffle(seed=3, buffer_size=20)
+    settings = {"save_strategy": "steps", "save_steps": 1, "gradient_accumulation_steps": 1}
+    settings |= {"train_dataset": stream, "lr_scheduler_type": "constant"}
+    build(tmp_path, max_steps=6, **settings).train()
+    for total in (9, 12):
+        resumed = build(tmp_path, max_steps=total, **settings)
+        resumed.train(resume_from_checkpoint="last")
+    whole = build(tmp_path / "whole", max_steps=12, **settings)
+    whole.train()
+    assert same_weights(resumed, whole)
 
 
 def test_a_resumed_run_says_what_was_set_up_otherwise(tmp_path, caplog):
