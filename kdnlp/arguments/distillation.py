@@ -221,7 +221,7 @@ class DistillationTrainingArguments(CompressionTrainingArguments):
             )
 
     def check_unread(self) -> None:
-        """Raise `ValueError` if a temperature is given, for a run without losses of a teacher."""
+        """Raise `ValueError` if a temperature is given; for a run without losses."""
         defaults = {f.name: f.default for f in fields(self)}
         names = ("temperature", "final_temperature")
         unread = [name for name in names if getattr(self, name) != defaults[name]]
