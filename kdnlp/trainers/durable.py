@@ -48,7 +48,6 @@ class DurableTrainer(WeightedLossTrainer):
     """
 
     method = ""
-    _recorded_settings: dict[str, Any]
 
     def __init__(self, args: CompressionTrainingArguments, **kwargs: Any) -> None:
         if args.should_save:
@@ -117,8 +116,7 @@ class DurableTrainer(WeightedLossTrainer):
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Take no step beyond the last one: a run that is resumed at its end is done."""
-        self._recorded_settings = self._settings()
-        cast(dict[str, Any], self.state.stateful_callbacks)[SETTINGS] = self._recorded_settings
+        cast(dict[str, Any], self.state.stateful_callbacks)[SETTINGS] = self._settings()
         if self.place is not None:
             self.place.begin(kwargs["epoch"])
         if self._holds_other_run:
@@ -176,7 +174,8 @@ class DurableTrainer(WeightedLossTrainer):
         target = folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         self._partial = folder / PARTIAL
         if self.place is not None:
-            self._recorded_settings[_PLACE] = self.place.to_resume()
+            recorded = cast(dict[str, Any], self.state.stateful_callbacks)
+            recorded[SETTINGS][_PLACE] = self.place.to_resume()
         save_only_model = args.save_only_model
         # Who is told to stop wants to go on later.
         args.save_only_model = save_only_model and not self.preemption.stopping
