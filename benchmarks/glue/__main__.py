@@ -15,7 +15,7 @@ from pathlib import Path
 from benchmarks.glue.drive import run_grid
 from benchmarks.glue.grid import Grid
 from benchmarks.glue.latency import measure_latency
-from benchmarks.glue.quick import run_quick
+from benchmarks.glue.quick import ROWS, run_quick
 from benchmarks.glue.results import RESULTS, Results
 from benchmarks.glue.sections import MAIN, committed, rebuild
 from benchmarks.glue.train import Place
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
         raise SystemExit(f"--study: expected one of {', '.join(studies)}; got {options.study}.")
     grid, results = studies[options.study], Results(options.results / place.setting)
     if options.quick:
-        return run_quick(grid, Results(options.results / grid.setting), place)
+        return run_quick(options.quick, grid, Results(options.results / grid.setting), place)
     others = {name for name, other in studies.items() if other.setting == place.setting}
     foreign = others and grid.setting != place.setting
     if options.results == RESULTS and foreign and not options.tables:
@@ -74,7 +74,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--bf16", action="store_true", help="train under autocast")
     parser.add_argument("--jobs", type=int, default=1, help="cells that run at a time")
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--quick", action="store_true", help="run one row again and compare it")
+    what.add_argument(
+        "--quick",
+        nargs="?",
+        const=next(iter(ROWS)),
+        choices=ROWS,
+        help="run one row of the task again and compare it; default %(const)s",
+    )
     what.add_argument("--latency", action="store_true", help="measure speed-ups, train nothing")
     what.add_argument("--tables", action="store_true", help="rebuild the tables, run nothing")
     options = parser.parse_args(argv)

@@ -505,12 +505,12 @@ def test_one_more_seed_is_expected_where_students_t_says():
 def test_a_row_is_trained_anew_and_compared(
     place, grid, tmp_path, monkeypatch, capsys, scores, status, said
 ):
-    for name, value in (("TASK", "mrpc"), ("METHOD", "logits"), ("BLOCKS", 2)):
+    for name, value in (("ROWS", {"mrpc": "logits"}), ("BLOCKS", 2)):
         monkeypatch.setattr(f"benchmarks.glue.quick.{name}", value)
     results, own = Results(tmp_path / "results"), replace(place, work=tmp_path / "work")
     with pytest.raises(ValueError, match="nothing to compare"):
-        run_quick(grid, results, own)
+        run_quick("mrpc", grid, results, own)
     fill(grid, results, {("logits", seed): score for seed, score in enumerate(scores, 1)})
-    assert run_quick(grid, results, own) == status
+    assert run_quick("mrpc", grid, results, own) == status
     assert said in capsys.readouterr().out
     assert (own.work / "quick" / "results" / "mrpc" / "2-blocks" / "logits").is_dir()
