@@ -5,6 +5,8 @@ python -m benchmarks.glue --study hunt --data_dir GLUE --model MINILM --jobs 2
 python -m benchmarks.glue --quick --data_dir GLUE --model MINILM  # one row again, in minutes
 python -m benchmarks.glue --latency --model MINILM --bf16         # on an idle machine
 python -m benchmarks.glue --tables                                # from the results alone
+
+The tables of --results other than the committed ones are written beside them, in README.md.
 """
 
 import argparse
@@ -17,14 +19,17 @@ from benchmarks.glue.grid import Grid
 from benchmarks.glue.latency import measure_latency
 from benchmarks.glue.quick import ROWS, run_quick
 from benchmarks.glue.results import RESULTS, Results
-from benchmarks.glue.sections import MAIN, committed, rebuild
+from benchmarks.glue.sections import MAIN, committed, rebuild, write_page
 from benchmarks.glue.train import Place
 
 HERE = Path(__file__).resolve().parent
 GRID = HERE / "grid.yaml"
 
-_TRAINING = ("grid", "study", "data_dir", "model", "results", "work", "device", "bf16", "jobs")
-"""The flags that say what is run, and where."""
+_WHICH = ("grid", "study", "results", "device", "bf16")
+"""The flags that say which results are meant."""
+
+_TRAINING = ("data_dir", "model", "work", "jobs")
+"""The flags that are about running cells alone."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -37,11 +42,14 @@ def main(argv: list[str] | None = None) -> int:
     if options.study not in studies:
         raise SystemExit(f"--study: expected one of {', '.join(studies)}; got {options.study}.")
     grid, results = studies[options.study], Results(options.results / place.setting)
+    own = options.results == RESULTS
     if options.quick:
         return run_quick(options.quick, grid, Results(options.results / grid.setting), place)
     others = {name for name, other in studies.items() if other.setting == place.setting}
     foreign = others and grid.setting != place.setting
-    if options.results == RESULTS and foreign and not options.tables:
+    if own and options.grid != GRID:
+        raise SystemExit(f"{RESULTS} holds results of {GRID}. Give --results another folder.")
+    if own and foreign and not options.tables:
         raise SystemExit(
             f"{results.folder} holds results of --study {' and '.join(sorted(others))}; those of "
             f"{options.study} in this device and precision would be counted beside them. Give "
@@ -49,11 +57,14 @@ def main(argv: list[str] | None = None) -> int:
         )
     failed = {}
     if options.latency:
-        measure_latency(grid, results, place)
+        depths = {blocks for each in studies.values() for _, _, blocks, _ in each.rows()}
+        measure_latency(depths, results, place, grid.model)
     elif not options.tables:
         failed = run_grid(grid, results, place, options.jobs)
-    if options.tables or (options.grid, results.folder) == (GRID, committed(grid).folder):
+    if own and (options.tables or results.folder == committed(grid).folder):
         rebuild(studies)
+    else:
+        print(f"Tables: {write_page(options.study, grid, results)}")
     return 1 if failed else 0
 
 
@@ -84,11 +95,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     what.add_argument("--latency", action="store_true", help="measure speed-ups, train nothing")
     what.add_argument("--tables", action="store_true", help="rebuild the tables, run nothing")
     options = parser.parse_args(argv)
-    beside = {name for name in _TRAINING if getattr(options, name) != parser.get_default(name)}
+    unread = _TRAINING if options.results != RESULTS else (*_TRAINING, *_WHICH)
+    beside = {name for name in unread if getattr(options, name) != parser.get_default(name)}
     if options.tables and beside:
         parser.error(
-            f"--tables writes what {RESULTS} and {GRID} say into the READMEs, and nothing else. "
-            f"Leave {', '.join(f'--{name}' for name in sorted(beside))} out."
+            f"--tables trains nothing, and without --results it writes what {RESULTS} and {GRID} "
+            f"say into the READMEs. Leave {', '.join(f'--{name}' for name in sorted(beside))} out."
         )
     return options
 

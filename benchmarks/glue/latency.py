@@ -1,12 +1,12 @@
 """How much faster the students are: measured once for a device, for the weights do not matter."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from benchmarks.glue.grid import Grid
 from benchmarks.glue.results import Results
 from benchmarks.glue.train import Place, describe_machine
 from kdnlp import GLUE_TASKS, build_student, load_for_finetuning, profile_models
@@ -18,16 +18,25 @@ DTYPE = torch.float32
 SECONDS = 240.0
 
 
-def measure_latency(grid: Grid, results: Results, place: Place) -> dict[str, Any]:
-    """Profile the whole model and a student of every number of blocks in the plan.
+def measure_latency(
+    depths: Iterable[int], results: Results, place: Place, model: str
+) -> dict[str, Any]:
+    """Profile the whole model and a student of each number of blocks.
 
     In float32, as students are saved, whatever they were trained in. Writes `latency.json` beside
     the results of that training. The machine has to be idle.
+
+    Args:
+        depths: of the students, in blocks.
+        results: where the file goes.
+        place: the device; its `model` is taken where there is one.
+        model: the encoder's name on the Hub.
     """
-    whole, _ = load_for_finetuning(place.model or grid.model, GLUE_TASKS["mrpc"])
-    depths = sorted({blocks for _, _, blocks, _ in grid.rows()}, reverse=True)
-    models = {str(whole.config.num_hidden_layers): whole}
-    models |= {str(blocks): build_student(whole, blocks) for blocks in depths}
+    whole, _ = load_for_finetuning(place.model or model, GLUE_TASKS["mrpc"])
+    all_blocks = whole.config.num_hidden_layers
+    models = {str(all_blocks): whole}
+    for blocks in sorted(set(depths) - {all_blocks}, reverse=True):
+        models[str(blocks)] = build_student(whole, blocks)
     profile = profile_models(
         models, BATCH_SIZES, (LENGTH,), place.device, DTYPE, max_seconds=SECONDS
     )

@@ -45,8 +45,9 @@ def kept_of(
     grid, kept = replace(grid, averaged=tasks), {(TEACHER, whole): 100.0}
     for blocks in depths:
         summary = Summary(rows, grid, blocks)
-        gains = {m: summary.over(m, "holdout") for m in summary.methods}
-        best = max((m for m in gains if gains[m] is not None), key=gains.__getitem__, default=None)
+        over = {m: summary.over(m, "holdout") for m in summary.methods}
+        gains = {m: d.mean for m, d in over.items() if d is not None and d.mean is not None}
+        best = max(gains, key=gains.__getitem__, default=None)
         for method in (BASELINE, best):
             share = None if method is None else summary.kept(method)
             if method is not None and share is not None:

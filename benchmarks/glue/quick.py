@@ -4,13 +4,14 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 from scipy import stats
 
 from benchmarks.glue.drive import alone, run_grid
-from benchmarks.glue.grid import Grid
-from benchmarks.glue.results import Results
+from benchmarks.glue.grid import Cell, Grid
+from benchmarks.glue.results import Results, counting
 from benchmarks.glue.rows import Row, find, read_rows
 from benchmarks.glue.train import Place
 
@@ -45,7 +46,7 @@ def run_quick(task: str, grid: Grid, table: Results, place: Place) -> int:
             f"{table.folder} holds no {task} row of {method} with a spread: there is nothing to "
             f"compare a new run with. Run the grid first, in the setting {table.folder.name}."
         )
-    seed = next(iter(row.scores))
+    seed = next(iter(row.scores))  # the one that chose the learning rate
     small = replace(
         grid,
         teacher={**grid.teacher, "learning_rates": [teacher.learning_rate]},
@@ -65,7 +66,20 @@ def run_quick(task: str, grid: Grid, table: Results, place: Place) -> int:
         f"{time.perf_counter() - started:.0f} s, the teacher's training among them, in "
         f"{place.setting}; the table's row is {table.folder.name}."
     )
+    _tell_answers(counting(grid, table, task, method, BLOCKS, list(row.scores)), fresh, table)
     return _compare(new, row)
+
+
+def _tell_answers(cells: Sequence[Cell], fresh: Results, table: Results) -> None:
+    """Say how alike the answers of the first cell are to the table's, and those to each other."""
+    told = [fresh.get(cells[0]), *map(table.get, cells)]
+    new, *known = [np.array(result["predicted"].split()) for result in told if result]
+    alike = [100 * float(np.mean(one == other)) for one, other in combinations(known, 2)]
+    print(
+        f"Of the validation rows, {100 * np.mean(new == known[0]):.1f}% are answered as that seed "
+        f"does in the table; its seeds agree with each other on {min(alike):.1f} to "
+        f"{max(alike):.1f}%."
+    )
 
 
 def _compare(new: Row, row: Row) -> int:

@@ -1,7 +1,7 @@
 """From results to rows: which cells count, their mean and spread, and tests of differences."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,8 +45,7 @@ class Row:
     @property
     def deviation(self) -> float | None:
         """The standard deviation over seeds, in percent; `None` for one seed."""
-        values = list(self.scores.values())
-        return 100 * float(np.std(values, ddof=1)) if len(values) > 1 else None
+        return _deviation([100 * score for score in self.scores.values()])
 
     @property
     def kept(self) -> float:
@@ -62,17 +61,39 @@ class Row:
         """
         own, theirs = getattr(self, split), getattr(other, split)
         seeds = sorted(set(own) & set(theirs))
-        each = [100 * (own[s] - theirs[s]) for s in seeds]
-        return Difference(float(np.mean(each)) if each else None, paired_seeds(each), len(each))
+        return Difference({seed: 100 * (own[seed] - theirs[seed]) for seed in seeds})
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A mean difference in points over `seeds`, with its 95% interval and p-value (Student's t)."""
+    """What one row has more than another.
 
-    mean: float | None
-    interval: tuple[float, float, float] | None
-    seeds: int
+    Attributes:
+        each: by seed, in points; of the seeds that both have.
+    """
+
+    each: dict[int, float]
+
+    @property
+    def mean(self) -> float | None:
+        """The mean over seeds; `None` where there is none."""
+        return float(np.mean(list(self.each.values()))) if self.each else None
+
+    @property
+    def deviation(self) -> float | None:
+        """The standard deviation over seeds; `None` for fewer than two."""
+        return _deviation(list(self.each.values()))
+
+    @property
+    def interval(self) -> tuple[float, float, float] | None:
+        """The mean's 95% interval and its p-value, by Student's t; `None` for fewer than two."""
+        return paired_seeds(list(self.each.values()))
+
+    @classmethod
+    def mean_of(cls, differences: Sequence["Difference"]) -> "Difference":
+        """The mean over several, of the seeds that all have."""
+        seeds = set.intersection(*(set(difference.each) for difference in differences))
+        return cls({s: float(np.mean([d.each[s] for d in differences])) for s in sorted(seeds)})
 
 
 def read_rows(grid: Grid, results: Results) -> list[Row]:
@@ -121,6 +142,10 @@ def find(rows: Iterable[Row], task: str, method: str, blocks: int) -> Row | None
         if (row.task, row.method, row.blocks) == (task, method, blocks):
             return row
     return None
+
+
+def _deviation(values: list[float]) -> float | None:
+    return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
 def _row(cells: list[tuple[Cell, dict[str, Any]]], teacher: dict[str, Any]) -> Row:

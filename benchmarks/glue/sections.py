@@ -1,6 +1,6 @@
-"""What the READMEs hold of the results: each part by the name of its marks."""
+"""What the READMEs hold of the results: each part by the name of its marks, or whole."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from benchmarks.glue.results import RESULTS, Results, read_result
 from benchmarks.glue.rows import Row, find, read_latency, read_rows
 from benchmarks.glue.tables import MISSING, Summary, detail, insert, published
 from kdnlp.evaluation.tables import markdown_table
+from kdnlp.files import replace_text
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -31,6 +32,35 @@ def rebuild(studies: Mapping[str, Grid]) -> None:
         save_all(read_rows(grid, results), grid, latency, HERE / "plots")
 
 
+def write_page(name: str, grid: Grid, results: Results) -> Path:
+    """Write tables and plots of results that are not the committed ones beside them.
+
+    Args:
+        name: the study's.
+        grid: the study.
+        results: of any device and precision.
+
+    Returns:
+        The page's path; `plots` lies beside it.
+    """
+    rows, latency = read_rows(grid, results), read_latency(results)
+    parts = {
+        "Results": _summaries(rows, grid),
+        "Speed": _speed(latency),
+        "Task by task": _by_task(rows, grid),
+        "What is missing": _missing(rows, grid),
+        "What it ran on": _machines([results.folder]),
+    }
+    lines = [f"# GLUE: {name}, {results.folder.name}", "", f"Of `{grid.model}`.", ""]
+    for title, part in parts.items():
+        lines += [f"## {title}", "", *part, ""]
+    results.folder.mkdir(parents=True, exist_ok=True)
+    save_all(rows, grid, latency, results.folder / "plots")
+    page = results.folder / "README.md"
+    replace_text(page, "\n".join(lines))
+    return page
+
+
 def committed(grid: Grid) -> Results:
     """The committed results of a study, of the device and precision that it names."""
     return Results(RESULTS / grid.setting)
@@ -42,7 +72,7 @@ def sections(studies: Mapping[str, Grid]) -> dict[Path, dict[str, list[str]]]:
     rows = {name: read_rows(grid, committed(grid)) for name, grid in studies.items()}
     parts = {
         "speed": _speed(read_latency(committed(main))),
-        "machines": _machines(studies),
+        "machines": _machines(committed(grid).folder for grid in studies.values()),
         "published": published(list(main.tasks)),
     }
     for name, grid in studies.items():
@@ -62,7 +92,7 @@ def _summaries(rows: Sequence[Row], grid: Grid) -> list[str]:
     for blocks in _depths(rows):
         if not Summary(rows, grid, blocks).methods:
             continue
-        lines += [f"To {blocks} of 6 blocks:", ""]
+        lines += [f"To {blocks} blocks:", ""]
         lines += [*Summary(rows, grid, blocks).markdown(), ""]
     return lines
 
@@ -94,15 +124,15 @@ def _speed(latency: dict[str, Any] | None) -> list[str]:
     return [*markdown_table(header, lines), "", said]
 
 
-def _machines(studies: Mapping[str, Grid]) -> list[str]:
+def _machines(folders: Iterable[Path]) -> list[str]:
     """What the cells ran on, with how many of them did."""
     count: dict[tuple[str, ...], int] = {}
-    for setting in dict.fromkeys(grid.setting for grid in studies.values()):
-        for path in sorted((RESULTS / setting).rglob("*-seed*.json")):
+    for folder in dict.fromkeys(folders):
+        for path in sorted(folder.rglob("*-seed*.json")):
             told = read_result(path)
             versions = ", ".join(f"{name} {version}" for name, version in told["versions"].items())
             threads = str(told["machine"].get("threads", MISSING))
-            key = (setting, told["machine"]["device"], threads, versions)
+            key = (folder.name, told["machine"]["device"], threads, versions)
             count[key] = count.get(key, 0) + 1
     lines = [(*key, str(number)) for key, number in count.items()]
     return markdown_table(("results", "machine", "threads a cell", "versions", "cells"), lines)

@@ -1,7 +1,7 @@
 """The tables as markdown, and where they stand: between marks in the READMEs."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,11 @@ from kdnlp.files import replace_text
 
 PUBLISHED = Path(__file__).parent / "published.yaml"
 MISSING = "-"
+
+_MARKS = (
+    "Gains are over the seeds that both rows have. `=`: within one standard deviation of the "
+    "baseline, the larger of the two; `<`: below it by more."
+)
 
 
 @dataclass(frozen=True)
@@ -54,28 +59,43 @@ class Summary:
         names = tuple(NAMES[task] for task in self.tasks)
         header = ("score, %", *names, "kept, %", "over baseline", "the same on the hold-out")
         teachers = [find(self.rows, task, TEACHER, 0) for task in self.tasks]
-        lines = [("teacher, 6 blocks", *map(_score, teachers), "100.0", "", "")]
+        lines = [("teacher, all blocks", *map(_score, teachers), "100.0", "", "")]
+        lines += self._one_answer()
         for method in self.methods:
             own = [find(self.rows, task, method, self.blocks) for task in self.tasks]
             scores = [_score(row) + self._mark(row) for row in own]
-            kept = self._mean(method, lambda row: row.kept)
+            kept = self.kept(method)
             over = [self.over(method, split) for split in ("scores", "holdout")]
-            shown = (MISSING if kept is None else f"{kept:.1f}", *map(_signed, over))
+            shown = (MISSING if kept is None else f"{kept:.1f}", *map(_gain, over))
             lines.append((self.grid.methods[method]["title"], *scores, *shown))
         means = ", ".join(NAMES[task] for task in self.averaged)
-        note = f"Means over {means}. `=`: within one standard deviation of the baseline, or below."
+        note = f"Means over {means}. {_MARKS}"
         return [*markdown_table(header, lines), "", note + self._other_baselines()]
 
     def kept(self, method: str) -> float | None:
         """The mean over tasks of the percent that was kept; `None` where a task is missing."""
-        return self._mean(method, lambda row: row.kept)
+        rows = self._complete(method)
+        return float(np.mean([row.kept for row in rows])) if rows else None
 
-    def over(self, method: str, split: str = "scores") -> float | None:
-        """The mean over tasks of the points above the baseline, seed by seed; likewise."""
+    def over(self, method: str, split: str = "scores") -> Difference | None:
+        """The points above the baseline, seed by seed, the mean over tasks; likewise."""
         against = self.grid.against(method)
-        if against == method:
+        rows = self._complete(method)
+        bases = [find(self.rows, task, against, self.blocks) for task in self.averaged]
+        if against == method or not rows or None in bases:
             return None
-        return self._mean(method, lambda row: self._over(row, against, split))
+        pairs = zip(rows, bases, strict=True)
+        return Difference.mean_of([row.over(base, split) for row, base in pairs if base])
+
+    def _one_answer(self) -> list[tuple[str, ...]]:
+        """The line of the score that needs no model: the same answer to every row."""
+        known = [self.grid.tasks[task].get("one_answer") for task in self.tasks]
+        if None in known:
+            return []
+        teachers = [find(self.rows, task, TEACHER, 0) for task in self.averaged]
+        of = [self.grid.tasks[t.task]["one_answer"] / t.teacher_score for t in teachers if t]
+        scores = [f"{score:.1f}" for score in known]
+        return [("one answer for all rows", *scores, f"{np.mean(of):.1f}", "", "")]
 
     def _other_baselines(self) -> str:
         """What the note says of the methods that are compared with another row."""
@@ -84,10 +104,6 @@ class Summary:
         pairs = [(m, other) for m, other in against.items() if other not in (BASELINE, m)]
         return "".join(f" The baseline of *{title[m]}* is *{title[o]}*." for m, o in pairs)
 
-    def _over(self, row: Row, against: str, split: str) -> float | None:
-        base = find(self.rows, row.task, against, self.blocks)
-        return row.over(base, split).mean if base else None
-
     def _mark(self, row: Row | None) -> str:
         """What says that a score is not above its baseline by more than the larger deviation."""
         if row is None or self.grid.against(row.method) == row.method:
@@ -95,17 +111,18 @@ class Summary:
         base = find(self.rows, row.task, self.grid.against(row.method), self.blocks)
         if base is None or row.deviation is None or base.deviation is None:
             return ""
-        return "" if row.mean - base.mean > max(row.deviation, base.deviation) else " ="
+        spread, gain = max(row.deviation, base.deviation), row.mean - base.mean
+        return "" if gain > spread else " =" if gain >= -spread else " <"
 
     def _has_seeds(self, row: Row) -> bool:
         base = find(self.rows, row.task, BASELINE, self.blocks)
         return row.deviation is not None or base is None or base.deviation is None
 
-    def _mean(self, method: str, value: Callable[[Row], float | None]) -> float | None:
+    def _complete(self, method: str) -> list[Row]:
+        """The method's rows of the averaged tasks; none where one is missing or has one seed."""
         rows = [find(self.rows, task, method, self.blocks) for task in self.averaged]
-        values = [value(row) if row and self._has_seeds(row) else None for row in rows]
-        known = [v for v in values if v is not None]
-        return float(np.mean(known)) if known and len(known) == len(values) else None
+        known = [row for row in rows if row and self._has_seeds(row)]
+        return known if len(known) == len(rows) else []
 
 
 def detail(rows: Sequence[Row], grid: Grid, task: str, blocks: int) -> list[str]:
@@ -171,15 +188,23 @@ def _score(row: Row | None) -> str:
     return f"{row.mean:.1f}{spread}"
 
 
-def _signed(points: float | None) -> str:
-    return MISSING if points is None else f"{points:+.1f}"
+def _gain(difference: Difference | None) -> str:
+    if difference is None or difference.mean is None:
+        return MISSING
+    spread = "" if difference.deviation is None else f" ± {difference.deviation:.1f}"
+    return _signed(difference.mean) + spread
+
+
+def _signed(points: float) -> str:
+    text = f"{points:+.1f}"
+    return "0.0" if float(text) == 0 else text
 
 
 def _difference(difference: Difference) -> str:
     if difference.mean is None:
         return MISSING
-    text = f"{difference.mean:+.1f}"
+    text = _signed(difference.mean)
     if difference.interval is not None:
         low, high, p = difference.interval
-        text += f" [{low:+.1f}, {high:+.1f}], p {p_value(p)}"
+        text += f" [{_signed(low)}, {_signed(high)}], p {p_value(p)}"
     return text

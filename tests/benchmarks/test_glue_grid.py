@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pytest
 import torch
 from transformers import BertModel
@@ -29,8 +31,9 @@ from benchmarks.glue.sections import sections
 from benchmarks.glue.tables import Summary, replaced
 from benchmarks.glue.train import HOLDOUT, Place, run_cell, split_rows, teacher_folder
 from kdnlp import find_layers, load_finetuned
-from kdnlp.data.glue import GLUE_TASKS
+from kdnlp.data.glue import GLUE_TASKS, load_glue_raw
 from kdnlp.data.synthetic import build_config, build_tokenizer, generate
+from kdnlp.evaluation.metrics import compute
 
 ROOT = Path(__file__).parents[2]
 
@@ -131,6 +134,7 @@ def told(cell, holdout, validation=0.5, teacher="same", rows="these"):
         "encoder": "one",
         HOLDOUT: {"score": holdout},
         "validation": {"score": validation},
+        "predicted": " ".join("01" * 16),
         "optimizer_steps": 6,
         "seconds": 1.0,
         "machine": {"device": "a processor", "threads": 1},
@@ -298,9 +302,9 @@ def test_the_table_has_means_spread_and_the_seeds_own_differences(grid, tmp_path
     rows = read_rows(grid, results)
     lines = "\n".join(Summary(rows, grid, 2).markdown())
     assert "| fine-tuning | 65.0 ± 7.1 | 81.2 | - | - |" in lines
-    assert "| logits | 68.0 ± 5.7 = | 85.0 | +3.0 | +0.0 |" in lines
+    assert "| logits | 68.0 ± 5.7 = | 85.0 | +3.0 ± 1.4 | 0.0 ± 0.0 |" in lines
     difference = find(rows, "mrpc", "logits", 2).over(find(rows, "mrpc", "baseline", 2))
-    assert (difference.mean, difference.seeds) == (pytest.approx(3.0), 2)
+    assert difference.each == {1: pytest.approx(4.0), 2: pytest.approx(2.0)}
 
 
 def test_a_method_is_compared_with_the_baseline_of_its_own_budget(grid, tmp_path):
@@ -312,7 +316,8 @@ def test_a_method_is_compared_with_the_baseline_of_its_own_budget(grid, tmp_path
     fill(grid, results, scores | {(name, 2): score for (name, _), score in scores.items()})
     summary = Summary(read_rows(grid, results), grid, 2)
     assert "The baseline of *twice* is *longer*." in summary.markdown()[-1]
-    over = {name: summary.over(name) for name in summary.methods}
+    gains = {name: summary.over(name) for name in summary.methods}
+    over = {name: difference and difference.mean for name, difference in gains.items()}
     assert over == {"baseline": None, "logits": pytest.approx(30), "long": None, "longer": 0}
 
 
@@ -338,14 +343,58 @@ def test_two_runs_of_one_folder_are_refused(place, grid, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "flags", [["--bf16"], ["--device", "cuda"], ["--results", "elsewhere"], ["--study", "hunt"]]
+    "flags", [["--bf16"], ["--device", "cuda"], ["--jobs", "2"], ["--study", "hunt"]]
 )
 def test_tables_of_other_results_than_the_readmes_are_refused(flags, capsys):
     with pytest.raises(SystemExit):
         main(["--tables", *flags])
     error = capsys.readouterr().err
-    assert "--tables writes what" in error
+    assert "it writes what" in error
     assert f"Leave {flags[0]} out" in error
+
+
+def test_the_tables_of_other_results_lie_beside_them(place, grid, tmp_path, capsys):
+    results = Results(tmp_path / "cpu-float32")
+    fill(grid, results, {("logits", 1): 0.64, ("logits", 2): 0.72})
+    flags = ["--tables", "--results", str(tmp_path), "--grid", str(place.work.parent / "grid.yaml")]
+    assert main(flags) == 0
+    page = results.folder / "README.md"
+    assert str(page) in capsys.readouterr().out
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("# GLUE: methods, cpu-float32\n")
+    assert "| logits | 68.0 ± 5.7 | 136.0 | +18.0 ± 5.7 | 0.0 ± 0.0 |" in text
+    assert "| cpu-float32 | a processor | 1 | torch 2 | 14 |" in text
+    with pytest.raises(SystemExit):
+        main([*flags, "--jobs", "2"])
+    assert "Leave --jobs out" in capsys.readouterr().err
+
+
+def test_another_grid_needs_other_results(place):
+    with pytest.raises(SystemExit, match="Give --results another folder"):
+        main(["--grid", str(place.work.parent / "grid.yaml")])
+
+
+def test_what_one_answer_scores_stands_in_the_table(grid, tmp_path):
+    tasks = {"mrpc": {**grid.tasks["mrpc"], "one_answer": 40.0}}
+    grid, results = replace(grid, tasks=tasks), Results(tmp_path)
+    fill(grid, results, {("logits", 1): 0.45, ("logits", 2): 0.46, ("uneven", 1): 0.499})
+    lines = Summary(read_rows(grid, results), grid, 2).markdown()
+    assert lines[3] == "| one answer for all rows | 40.0 | 80.0 |  |  |"
+    assert any("| 45.5 ± 0.7 < |" in line for line in lines)
+    assert any("| 50.0 ± 0.1 = |" in line for line in lines)
+
+
+@pytest.mark.skipif(
+    "KDNLP_GLUE_DIR" not in os.environ, reason="KDNLP_GLUE_DIR names no GLUE folder"
+)
+@pytest.mark.parametrize("name", Grid.read(GRID)["methods"].tasks)
+def test_one_answer_scores_what_the_grid_says(name):
+    task = GLUE_TASKS[name]
+    split = load_glue_raw(name, os.environ["KDNLP_GLUE_DIR"])["validation"]
+    labels = np.array(split[task.label_columns[0]])
+    scores = compute(task, np.full_like(labels, statistics.mode(labels)), labels)
+    said = Grid.read(GRID)["methods"].tasks[name]["one_answer"]
+    assert 100 * scores["score"] == pytest.approx(said, abs=0.05)
 
 
 def test_results_beside_those_of_another_study_are_refused(monkeypatch):
@@ -386,11 +435,11 @@ def test_the_plots_are_drawn(grid, tmp_path):
     assert names == {"kept.png", "kept.svg", "rates.png", "rates.svg"}
 
 
-def test_latency_is_measured_for_every_depth_of_the_plan(place, grid, tmp_path, monkeypatch):
+def test_latency_is_measured_for_every_depth(place, grid, tmp_path, monkeypatch):
     monkeypatch.setattr(latency, "BATCH_SIZES", (1, 2))
     monkeypatch.setattr(latency, "LENGTH", 16)
     monkeypatch.setattr(latency, "SECONDS", 0.1)
-    measured = measure_latency(grid, Results(tmp_path), place)
+    measured = measure_latency([2, 4], Results(tmp_path), place, grid.model)
     assert measured == read_latency(Results(tmp_path))
     assert {depth: len(cells) for depth, cells in measured["depths"].items()} == {"4": 2, "2": 2}
     assert [cell["batch_size"] for cell in measured["depths"]["2"]] == [1, 2]
@@ -512,5 +561,7 @@ def test_a_row_is_trained_anew_and_compared(
         run_quick("mrpc", grid, results, own)
     fill(grid, results, {("logits", seed): score for seed, score in enumerate(scores, 1)})
     assert run_quick("mrpc", grid, results, own) == status
-    assert said in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert said in told
+    assert "its seeds agree with each other on 100.0 to 100.0%" in told
     assert (own.work / "quick" / "results" / "mrpc" / "2-blocks" / "logits").is_dir()
