@@ -2,10 +2,11 @@
 
 First the replacing rate rises to 1 and the successor's blocks alone are trained (Xu et al. 2020,
 arXiv 2002.02925); then embeddings and head learn too, from soft answers as well (Hinton et al.
-2015, arXiv 1503.02531). --replacing_fraction is not read; each stage warms up. For one process.
+2015, arXiv 1503.02531). --replacing_fraction is not read; each stage warms up by
+--warmup_steps, which is best a share. One process. As benchmarks/glue ran it, but for the epochs:
 
-python recipes/theseus_then_distill.py --config recipes/configs/mrpc.yaml \
-    --predecessor out/mrpc --num_layers 6 --output_dir out/mrpc-both
+python recipes/theseus_then_distill.py --config recipes/configs/minilm.yaml --task mrpc \
+    --predecessor out/mrpc --num_layers 3 --output_dir out/mrpc-both
 """
 
 from dataclasses import dataclass, field, fields, replace

@@ -16,7 +16,7 @@ _REQUIRED = ("library_name", "pipeline_tag", "tags")
 _OPEN_VALUES = {"", "None", "nan", "NaN", "inf", "-inf", "null", "undefined", "[]", "{}", "..."}
 _PLACEHOLDER = re.compile(r"\{\{|\}\}|\{%|more information needed|\[needs? more", re.IGNORECASE)
 _FENCE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
-_OWN_ID = re.compile(r"<!-- repo_id: (\S+) -->")
+_OWN_ID = re.compile(r"<!-- repo_id: (.+?) -->")
 _RULE = re.compile(r":?-+:?")
 
 
@@ -119,9 +119,9 @@ def own_id_of(card: ModelCard) -> str | None:
 def for_repo(card: ModelCard, repo_id: str) -> ModelCard:
     """The card of the same model in another repository, where the card says what it is called.
 
-    >>> text = own_id_line("out") + ' load("out").from_pretrained("out"), from_pretrained("base")'
-    >>> for_repo(ModelCard(text), "me/small").text
-    '<!-- repo_id: me/small --> load("out").from_pretrained("me/small"), from_pretrained("base")'
+    >>> text = own_id_line("my run") + ' load("my run").from_pretrained("my run")'
+    >>> for_repo(ModelCard(text + ', from_pretrained("base")'), "me/small").text
+    '<!-- repo_id: me/small --> load("my run").from_pretrained("me/small"), from_pretrained("base")'
     """
     said = _OWN_ID.search(card.text)
     if said is None:

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from kdnlp.loading import load_model
 from kdnlp.uploads.publishable import (
     EXPORT_FOLDER,
+    PUBLISHABLE,
     check_for_secrets,
     publishable_files,
 )
@@ -32,8 +33,9 @@ def check_complete(folder: Path) -> list[Path]:
     """The files of a plain model that may go to the Hub.
 
     Raises:
-        ValueError: if `folder` holds no whole model in safetensors with its tokenizer, its
-            configuration describes another one or leads to kdnlp, or a token stands in a text.
+        ValueError: if `folder` holds no whole model in safetensors with its tokenizer, a part of it
+            is a link that leads out, its configuration describes another one or leads to kdnlp, or
+            a token stands in a text.
     """
     if not folder.is_dir():
         raise ValueError(f"Expected the folder of a model, got {folder}, where there is none.")
@@ -55,6 +57,13 @@ def check_complete(folder: Path) -> list[Path]:
             "that it is given as processing_class."
         )
     files = publishable_files(folder)
+    links = [path for path in _parts(folder) if path.is_symlink() and path not in files]
+    if links:
+        raise ValueError(
+            f"Expected the files of the model in {folder}, got {', '.join(p.name for p in links)} "
+            "as links that lead out of it. Such a link is not followed, and the model would be "
+            "published without the file. Put copies in their place (cp -L)."
+        )
     export = folder / EXPORT_FOLDER
     if any(export.glob("*.onnx")) and not any(export in path.parents for path in files):
         logger.warning(
@@ -66,6 +75,12 @@ def check_complete(folder: Path) -> list[Path]:
         )
     check_for_secrets(files)
     return files
+
+
+def _parts(folder: Path) -> list[Path]:
+    """The files of the model and its tokenizer, links among them."""
+    names = [*PUBLISHABLE["model"], *PUBLISHABLE["tokenizer"]]
+    return sorted(path for name in names for path in folder.glob(name))
 
 
 def plain_faults(folder: Path) -> list[str]:

@@ -75,6 +75,16 @@ def test_a_model_in_shards_is_whole_with_all_of_them_only(folder):
         check_complete(folder)
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_part_that_is_a_link_out_of_the_folder_is_refused(folder, tmp_path_factory, name):
+    """The link is not followed, and the Hub would lose the weights that it has."""
+    outside = tmp_path_factory.mktemp("disk") / name
+    (folder / name).rename(outside)
+    (folder / name).symlink_to(outside)
+    with pytest.raises(ValueError, match=f"got {name} as links that lead out"):
+        check_complete(folder)
+
+
 def test_the_parts_of_two_layers_which_are_one_are_not_missing(tmp_path):
     tied = BertForMaskedLM(build_config(1, hidden_size=8, num_heads=2, intermediate_size=8))
     tied.save_pretrained(tmp_path)
