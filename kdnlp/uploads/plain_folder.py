@@ -12,7 +12,6 @@ from safetensors import SafetensorError
 from kdnlp.loading import load_model
 from kdnlp.uploads.publishable import (
     EXPORT_FOLDER,
-    PUBLISHABLE,
     check_for_secrets,
     publishable_files,
 )
@@ -78,9 +77,9 @@ def check_complete(folder: Path) -> list[Path]:
 
 
 def _parts(folder: Path) -> list[Path]:
-    """The files of the model and its tokenizer, links among them."""
-    names = [*PUBLISHABLE["model"], *PUBLISHABLE["tokenizer"]]
-    return sorted(path for name in names for path in folder.glob(name))
+    """The files that every model has, links among them, and the index of shards."""
+    names = (CONFIG, TOKENIZER_CONFIG, "tokenizer.json", "*.index.json")
+    return [*weight_files(folder), *(path for name in names for path in folder.glob(name))]
 
 
 def plain_faults(folder: Path) -> list[str]:
