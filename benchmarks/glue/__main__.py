@@ -6,7 +6,7 @@ python -m benchmarks.glue --quick --data_dir GLUE --model MINILM  # one row agai
 python -m benchmarks.glue --latency --model MINILM --bf16         # on an idle machine
 python -m benchmarks.glue --tables                                # from the results alone
 
-The tables of --results other than the committed ones are written beside them, in README.md.
+The tables of --results other than the committed ones are written beside them, in a page a study.
 """
 
 import argparse

@@ -33,7 +33,7 @@ def rebuild(studies: Mapping[str, Grid]) -> None:
 
 
 def write_page(name: str, grid: Grid, results: Results) -> Path:
-    """Write tables and plots of results that are not the committed ones beside them.
+    """Write tables and plots of a study beside its results, which are not the committed ones.
 
     Args:
         name: the study's.
@@ -41,7 +41,7 @@ def write_page(name: str, grid: Grid, results: Results) -> Path:
         results: of any device and precision.
 
     Returns:
-        The page's path; `plots` lies beside it.
+        The page's path, which has the study's name: another study may have results there too.
     """
     rows, latency = read_rows(grid, results), read_latency(results)
     parts = {
@@ -55,8 +55,8 @@ def write_page(name: str, grid: Grid, results: Results) -> Path:
     for title, part in parts.items():
         lines += [f"## {title}", "", *part, ""]
     results.folder.mkdir(parents=True, exist_ok=True)
-    save_all(rows, grid, latency, results.folder / "plots")
-    page = results.folder / "README.md"
+    save_all(rows, grid, latency, results.folder / "plots" / name)
+    page = results.folder / f"{name}.md"
     replace_text(page, "\n".join(lines))
     return page
 

@@ -358,7 +358,7 @@ def test_the_tables_of_other_results_lie_beside_them(place, grid, tmp_path, caps
     fill(grid, results, {("logits", 1): 0.64, ("logits", 2): 0.72})
     flags = ["--tables", "--results", str(tmp_path), "--grid", str(place.work.parent / "grid.yaml")]
     assert main(flags) == 0
-    page = results.folder / "README.md"
+    page = results.folder / "methods.md"
     assert str(page) in capsys.readouterr().out
     text = page.read_text(encoding="utf-8")
     assert text.startswith("# GLUE: methods, cpu-float32\n")
