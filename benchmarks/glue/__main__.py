@@ -6,7 +6,7 @@ python -m benchmarks.glue --quick --data_dir GLUE --model MINILM  # one row agai
 python -m benchmarks.glue --latency --model MINILM --bf16         # on an idle machine
 python -m benchmarks.glue --tables                                # from the results alone
 
-The tables of --results other than the committed ones are written beside them, in a page a study.
+The tables of --results other than the committed ones are written beside them.
 """
 
 import argparse
@@ -37,24 +37,17 @@ def main(argv: list[str] | None = None) -> int:
     options = parse(argv)
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("benchmarks").setLevel(logging.INFO)
-    place = Place(options.data_dir, options.model, options.work, options.device, options.bf16)
     studies = Grid.read(options.grid)
     if options.study not in studies:
         raise SystemExit(f"--study: expected one of {', '.join(studies)}; got {options.study}.")
-    grid, results = studies[options.study], Results(options.results / place.setting)
-    own = options.results == RESULTS
+    work = options.work / options.study
+    place = Place(options.data_dir, options.model, work, options.device, options.bf16)
+    grid, folder = studies[options.study], options.results / options.study
     if options.quick:
-        return run_quick(options.quick, grid, Results(options.results / grid.setting), place)
-    others = {name for name, other in studies.items() if other.setting == place.setting}
-    foreign = others and grid.setting != place.setting
+        return run_quick(options.quick, grid, Results(folder / grid.setting), place)
+    own, results = options.results == RESULTS, Results(folder / place.setting)
     if own and options.grid != GRID:
         raise SystemExit(f"{RESULTS} holds results of {GRID}. Give --results another folder.")
-    if own and foreign and not options.tables:
-        raise SystemExit(
-            f"{results.folder} holds results of --study {' and '.join(sorted(others))}; those of "
-            f"{options.study} in this device and precision would be counted beside them. Give "
-            "--results another folder."
-        )
     failed = {}
     if options.latency:
         depths = {blocks for each in studies.values() for _, _, blocks, _ in each.rows()}
@@ -64,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     if own and (options.tables or results.folder == committed(grid).folder):
         rebuild(studies)
     else:
-        print(f"Tables: {write_page(options.study, grid, results)}")
+        print(f"Tables: {write_page(grid, results)}")
     return 1 if failed else 0
 
 

@@ -1,6 +1,7 @@
 """The grid as its YAML file says it: which cells there are, and everything that decides a cell.
 
-A study is a plan over the same methods; its results are compared with each other alone.
+A study is a plan over the same methods; its results are compared with each other alone, and lie in
+a folder of their own.
 """
 
 import json
@@ -75,6 +76,7 @@ class Grid:
     """A study of the YAML file, checked: what would be skipped, or fail after hours, is refused.
 
     Attributes:
+        name: the study's.
         model: the pretrained encoder's name on the Hub.
         holdout: the share of a train split that selects.
         arguments: what all trainings have in common.
@@ -90,6 +92,7 @@ class Grid:
         ValueError: if it names something that there is not, or that its trainer would not read.
     """
 
+    name: str
     model: str
     holdout: float
     arguments: dict[str, Any]
@@ -121,11 +124,16 @@ class Grid:
         """The studies of a YAML file, by name."""
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
         own = {"setting", "plan"}
-        _check_all("file", values, {f.name for f in fields(cls)} - own | {"studies"})
-        studies = values.pop("studies")
+        _check_all("file", values, {f.name for f in fields(cls)} - own - {"name"} | {"studies"})
+        studies, tasks = values.pop("studies"), values.pop("tasks")
+        grids = {}
         for name, study in studies.items():
+            changed = study.pop("tasks", {})
             _check_all(f"study {name}", study, own)
-        return {name: cls(**values, **study) for name, study in studies.items()}
+            _check_names(f"study {name}, tasks", changed, tasks)
+            merged = {task: {**told, **changed.get(task, {})} for task, told in tasks.items()}
+            grids[name] = cls(name=name, tasks=merged, **values, **study)
+        return grids
 
     def against(self, method: str) -> str:
         """The fine-tuning, of the same budget or start, that this method is compared with."""

@@ -13,7 +13,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 
 class Results:
-    """The results of one device and precision, in a folder of their own.
+    """The results of one study, device and precision, in a folder of their own.
 
     Args:
         folder: holds a JSON a cell, by `Cell.path`.

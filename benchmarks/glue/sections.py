@@ -32,16 +32,15 @@ def rebuild(studies: Mapping[str, Grid]) -> None:
         save_all(read_rows(grid, results), grid, latency, HERE / "plots")
 
 
-def write_page(name: str, grid: Grid, results: Results) -> Path:
+def write_page(grid: Grid, results: Results) -> Path:
     """Write tables and plots of a study beside its results, which are not the committed ones.
 
     Args:
-        name: the study's.
         grid: the study.
         results: of any device and precision.
 
     Returns:
-        The page's path, which has the study's name: another study may have results there too.
+        The page's path.
     """
     rows, latency = read_rows(grid, results), read_latency(results)
     parts = {
@@ -49,21 +48,21 @@ def write_page(name: str, grid: Grid, results: Results) -> Path:
         "Speed": _speed(latency),
         "Task by task": _by_task(rows, grid),
         "What is missing": _missing(rows, grid),
-        "What it ran on": _machines([results.folder]),
+        "What it ran on": _machines([results]),
     }
-    lines = [f"# GLUE: {name}, {results.folder.name}", "", f"Of `{grid.model}`.", ""]
+    lines = [f"# GLUE: {grid.name}, {results.folder.name}", "", f"Of `{grid.model}`.", ""]
     for title, part in parts.items():
         lines += [f"## {title}", "", *part, ""]
     results.folder.mkdir(parents=True, exist_ok=True)
-    save_all(rows, grid, latency, results.folder / "plots" / name)
-    page = results.folder / f"{name}.md"
+    save_all(rows, grid, latency, results.folder / "plots")
+    page = results.folder / "tables.md"
     replace_text(page, "\n".join(lines))
     return page
 
 
 def committed(grid: Grid) -> Results:
     """The committed results of a study, of the device and precision that it names."""
-    return Results(RESULTS / grid.setting)
+    return Results(RESULTS / grid.name / grid.setting)
 
 
 def sections(studies: Mapping[str, Grid]) -> dict[Path, dict[str, list[str]]]:
@@ -72,7 +71,7 @@ def sections(studies: Mapping[str, Grid]) -> dict[Path, dict[str, list[str]]]:
     rows = {name: read_rows(grid, committed(grid)) for name, grid in studies.items()}
     parts = {
         "speed": _speed(read_latency(committed(main))),
-        "machines": _machines(committed(grid).folder for grid in studies.values()),
+        "machines": _machines(map(committed, studies.values())),
         "published": published(list(main.tasks)),
     }
     for name, grid in studies.items():
@@ -124,15 +123,16 @@ def _speed(latency: dict[str, Any] | None) -> list[str]:
     return [*markdown_table(header, lines), "", said]
 
 
-def _machines(folders: Iterable[Path]) -> list[str]:
+def _machines(studies: Iterable[Results]) -> list[str]:
     """What the cells ran on, with how many of them did."""
     count: dict[tuple[str, ...], int] = {}
-    for folder in dict.fromkeys(folders):
-        for path in sorted(folder.rglob("*-seed*.json")):
+    for results in studies:
+        for path in sorted(results.folder.rglob("*-seed*.json")):
             told = read_result(path)
             versions = ", ".join(f"{name} {version}" for name, version in told["versions"].items())
             threads = str(told["machine"].get("threads", MISSING))
-            key = (folder.name, told["machine"]["device"], threads, versions)
+            name = f"{results.folder.parent.name}, {results.folder.name}"
+            key = (name, told["machine"]["device"], threads, versions)
             count[key] = count.get(key, 0) + 1
     lines = [(*key, str(number)) for key, number in count.items()]
     return markdown_table(("results", "machine", "threads a cell", "versions", "cells"), lines)

@@ -354,16 +354,16 @@ def test_tables_of_other_results_than_the_readmes_are_refused(flags, capsys):
 
 
 def test_the_tables_of_other_results_lie_beside_them(place, grid, tmp_path, capsys):
-    results = Results(tmp_path / "cpu-float32")
+    results = Results(tmp_path / "methods" / "cpu-float32")
     fill(grid, results, {("logits", 1): 0.64, ("logits", 2): 0.72})
     flags = ["--tables", "--results", str(tmp_path), "--grid", str(place.work.parent / "grid.yaml")]
     assert main(flags) == 0
-    page = results.folder / "methods.md"
+    page = results.folder / "tables.md"
     assert str(page) in capsys.readouterr().out
     text = page.read_text(encoding="utf-8")
     assert text.startswith("# GLUE: methods, cpu-float32\n")
     assert "| logits | 68.0 ± 5.7 | 136.0 | +18.0 ± 5.7 | 0.0 ± 0.0 |" in text
-    assert "| cpu-float32 | a processor | 1 | torch 2 | 14 |" in text
+    assert "| methods, cpu-float32 | a processor | 1 | torch 2 | 14 |" in text
     with pytest.raises(SystemExit):
         main([*flags, "--jobs", "2"])
     assert "Leave --jobs out" in capsys.readouterr().err
@@ -397,16 +397,40 @@ def test_one_answer_scores_what_the_grid_says(name):
     assert 100 * scores["score"] == pytest.approx(said, abs=0.05)
 
 
-def test_results_beside_those_of_another_study_are_refused(monkeypatch):
-    monkeypatch.setattr("benchmarks.glue.__main__.run_grid", pytest.fail)
-    with pytest.raises(SystemExit, match="holds results of --study hunt; those of methods"):
-        main([])
-    with pytest.raises(SystemExit, match="holds results of --study methods; those of hunt"):
-        main(["--study", "hunt", "--bf16"])
+def test_a_study_has_results_and_teachers_of_its_own(tmp_path, monkeypatch):
+    ran = {}
+
+    def run(grid, results, place, jobs):
+        ran[grid.name] = (results.folder.relative_to(tmp_path), place.work.relative_to(tmp_path))
+        return {}
+
+    monkeypatch.setattr("benchmarks.glue.__main__.run_grid", run)
+    flags = ["--results", str(tmp_path / "results"), "--work", str(tmp_path / "work"), "--study"]
+    for study in ("hunt", "longer-teachers"):
+        assert main([*flags, study]) == 0
+    assert ran == {
+        "hunt": (Path("results/hunt/cpu-float32"), Path("work/hunt")),
+        "longer-teachers": (
+            Path("results/longer-teachers/cpu-float32"),
+            Path("work/longer-teachers"),
+        ),
+    }
+
+
+def test_a_study_says_what_its_tasks_have_otherwise(place, tmp_path):
+    text = SMALL.format(model="m")
+    longer = "  longer:\n    tasks: {mrpc: {teacher_epochs: 9}}" + text.split("  methods:")[1]
+    (tmp_path / "grid.yaml").write_text(text + longer, encoding="utf-8")
+    studies = Grid.read(tmp_path / "grid.yaml")
+    one, other = studies["methods"].tasks["mrpc"], studies["longer"].tasks["mrpc"]
+    assert other == {**one, "teacher_epochs": 9} != one
+    (tmp_path / "grid.yaml").write_text(text + longer.replace("mrpc:", "rte:", 1), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"study longer, tasks: .*got \['rte'\]"):
+        Grid.read(tmp_path / "grid.yaml")
 
 
 def test_an_unknown_study_is_refused():
-    with pytest.raises(SystemExit, match="expected one of methods, hunt; got hunts"):
+    with pytest.raises(SystemExit, match=r"expected one of methods, hunt, longer-.*; got hunts"):
         main(["--study", "hunts"])
 
 
@@ -469,7 +493,7 @@ def test_a_killed_grid_goes_on_and_ends_like_one_that_was_not(place, grid, tmp_p
     command += ["--data_dir", place.data_dir, "--results", tmp_path / "killed", "--jobs", "2"]
     command += ["--work", tmp_path / "work"]
     env = {**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "hf")}
-    killed = tmp_path / "killed" / "cpu-float32"
+    killed = tmp_path / "killed" / "methods" / "cpu-float32"
     with subprocess.Popen(command, cwd=ROOT, env=env, start_new_session=True) as process:
         while len(list(killed.rglob("*.json"))) < 3:
             assert process.poll() is None
