@@ -118,6 +118,12 @@ class DistillationTrainingArguments(CompressionTrainingArguments):
                 "loss_balancing must be one of none, uncertainty, gradient_norm, got "
                 f"{self.loss_balancing!r}."
             )
+        if self.loss_balancing == "gradient_norm" and self.torch_compile:
+            raise ValueError(
+                "loss_balancing=gradient_norm takes each loss's gradient before that of their sum, "
+                "and torch_compile frees what a second backward pass reads. The first step would "
+                "fail. Leave one of the two out."
+            )
         self.loss_weights = parse_weights(self.loss_weights, "loss_weights")
         self.final_loss_weights = parse_weights(self.final_loss_weights, "final_loss_weights")
         check_temperature("temperature", self.temperature)

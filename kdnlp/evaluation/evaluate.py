@@ -21,6 +21,17 @@ from kdnlp.evaluation.predictions import read_outputs
 from kdnlp.models.modes import evaluating
 from kdnlp.models.precision import restore_forward, wrapped_forward
 
+_STATES = (
+    "hidden_states",
+    "attentions",
+    "encoder_last_hidden_state",
+    "encoder_hidden_states",
+    "encoder_attentions",
+    "decoder_hidden_states",
+    "decoder_attentions",
+    "cross_attentions",
+)
+
 
 def evaluate_model(
     model: PreTrainedModel,
@@ -42,15 +53,8 @@ def evaluate_model(
         By split, the task's metrics, `score` and `loss`; under several processes the same on all.
         Its `predictions` are the answers that the metrics were computed from.
     """
-    quiet = copy.copy(args)
-    quiet.report_to, quiet.push_to_hub = [], False
-    # A full half-precision evaluation would cast the caller's model for good.
-    quiet.bf16_full_eval = quiet.fp16_full_eval = False
-    quiet.eval_strategy = IntervalStrategy.NO  # a schedule of evaluations asks for an eval_dataset
-    # Grouping by length would shuffle the rows, and answers are looked up row by row.
-    quiet.train_sampling_strategy = "random"
     wrapped = wrapped_forward(model)
-    trainer = Trainer(model, quiet, data_collator=build_collator(task, tokenizer))
+    trainer = Trainer(model, row_by_row(args), data_collator=build_collator(task, tokenizer))
     # Else the stock loss is multiplied by the number of processes.
     trainer.model_accepts_loss_kwargs = False
     # A model that is evaluated is whole, whatever the run shards while it trains.
@@ -61,12 +65,39 @@ def evaluate_model(
         for split in task.eval_splits:
             keeping = _KeepingMetrics(task, splits[split])
             trainer.compute_metrics = keeping
-            values = trainer.evaluate(splits[split])
+            values = trainer.evaluate(splits[split], ignore_keys=unread_outputs(model))
             results[split] = {name: float(values[f"eval_{name}"]) for name in names}
             assert keeping.kept is not None
             results.predictions[split] = keeping.kept
     restore_forward(model, wrapped)
     return results
+
+
+def row_by_row(args: TrainingArguments) -> TrainingArguments:
+    """A run's arguments for a stock trainer that has an answer to every row, in their order.
+
+    Returns:
+        A copy that keeps batch size, precision, device and processes, and writes nothing.
+    """
+    quiet = copy.copy(args)
+    quiet.report_to, quiet.push_to_hub = [], False
+    # A full half-precision evaluation would cast the caller's model for good.
+    quiet.bf16_full_eval = quiet.fp16_full_eval = False
+    quiet.eval_strategy = IntervalStrategy.NO  # a schedule of evaluations asks for an eval_dataset
+    # Grouping by length would shuffle the rows, and answers are looked up row by row.
+    quiet.train_sampling_strategy = "random"
+    quiet.dataloader_drop_last = False  # would leave rows of the last batch out of the score
+    # The stock trainer would read the first split again for each one after it.
+    quiet.dataloader_persistent_workers = False
+    # What all rows are gathered for are their outputs.
+    quiet.prediction_loss_only = quiet.batch_eval_metrics = False
+    quiet.eval_do_concat_batches = True
+    return quiet
+
+
+def unread_outputs(model: PreTrainedModel) -> list[str]:
+    """The outputs that no metric reads, some of which are the hidden states of every token."""
+    return [*getattr(model.config, "keys_to_ignore_at_inference", []), *_STATES]
 
 
 class _KeepingMetrics:

@@ -23,6 +23,7 @@ from kdnlp.data.glue_unlabelled import DIAGNOSTIC
 from kdnlp.data.preparation import build_collator
 from kdnlp.data.sequence_classification import encode_unlabelled
 from kdnlp.data.task import Task
+from kdnlp.evaluation.evaluate import row_by_row, unread_outputs
 from kdnlp.evaluation.predictions import read_outputs
 from kdnlp.files import written_whole
 from kdnlp.models.modes import evaluating
@@ -118,8 +119,8 @@ def answer(
     length = resolve_max_length(task, tokenizer, max_length)
     tokens = encode_unlabelled(rows, file.split, task, tokenizer, length)
     with evaluating(model):
-        trainer = Trainer(model, args, data_collator=build_collator(task, tokenizer))
-        outputs = trainer.predict(tokens)
+        trainer = Trainer(model, row_by_row(args), data_collator=build_collator(task, tokenizer))
+        outputs = trainer.predict(tokens, ignore_keys=unread_outputs(model))
     evaluation = EvalPrediction(outputs.predictions, np.zeros(len(rows)))
     predicted, _ = read_outputs(task, evaluation)
     if file.labels is None:

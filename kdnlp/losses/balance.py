@@ -32,6 +32,7 @@ class LossBalancer(nn.Module):
         weights: Mapping[str, float],
         reference: Sequence[nn.Parameter],
         reduce: Reduce,
+        scale: float = 1.0,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Add up the losses of a micro-batch.
 
@@ -40,6 +41,7 @@ class LossBalancer(nn.Module):
             weights: the weight of each, which the factors multiply.
             reference: parameters of the student that every loss reaches.
             reduce: the mean of a tensor over all processes.
+            scale: of the losses when gradients are taken, as fp16 needs it.
 
         Returns:
             The sum, and the factors by name, detached.
@@ -79,6 +81,7 @@ class UncertaintyBalancer(LossBalancer):
         weights: Mapping[str, float],
         reference: Sequence[nn.Parameter],
         reduce: Reduce,
+        scale: float = 1.0,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The sum of one micro-batch; see the class."""
         variances = {name: self.log_variances[name].squeeze() for name in self.names}
@@ -100,7 +103,8 @@ class GradientNormBalancer(LossBalancer):
 
     Source: Chen, Badrinarayanan, Lee, Rabinovich 2018, "GradNorm: Gradient Normalization for
     Adaptive Loss Balancing in Deep Multitask Networks", ICML, arXiv 1711.02257. The paper moves
-    its factors towards this point by gradient steps; here, with its alpha at 0, they are there.
+    its factors towards this point by gradient steps and keeps their sum; here, with its alpha at 0,
+    they are there, and it is the mean norm that is kept.
     """
 
     citation = """@inproceedings{chen2018gradnorm,
@@ -116,13 +120,15 @@ class GradientNormBalancer(LossBalancer):
         weights: Mapping[str, float],
         reference: Sequence[nn.Parameter],
         reduce: Reduce,
+        scale: float = 1.0,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The sum of one micro-batch; see the class."""
         # One that weighs nothing would set a scale for the others, and cost a backward pass.
         weighed = {n: loss for n, loss in losses.items() if weights[n] > 0} or losses
-        norms = reduce(torch.stack([_norm(loss, reference) for loss in weighed.values()]))
+        measured = [_norm(loss * scale, reference) / scale for loss in weighed.values()]
+        norms = reduce(torch.stack(measured))
         # A loss without a gradient has nothing to balance, and a factor of 1.
-        known = norms > 0
+        known = (norms > 0) & norms.isfinite()  # a scale too large, whose step is skipped
         mean = torch.where(known, norms, 0.0).sum() / known.sum().clamp(min=1)
         scales = torch.where(known, mean / norms.clamp(min=torch.finfo(norms.dtype).tiny), 1.0)
         ones = {name: loss.new_ones(()) for name, loss in losses.items()}

@@ -3,7 +3,7 @@
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -252,11 +252,27 @@ class DurableTrainer(WeightedLossTrainer):
         return is_best or self.preemption.stopping
 
     def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
-        """The stock data loader, whose workers do not end at a signal to the whole job."""
-        loader = super()._get_dataloader(*args, **kwargs)
+        """The stock data loader, whose workers do not end at a signal to the whole job.
+
+        One to evaluate with has every row of the given dataset: the stock one drops a last batch
+        that is not full, and with persistent workers gives the first dataset again for any other.
+        """
+        with nullcontext() if kwargs.get("is_training") else _reading_whole(self.args):
+            loader = super()._get_dataloader(*args, **kwargs)
         if loader.num_workers:
             loader.worker_init_fn = partial(ignore_sigterm, loader.worker_init_fn)
         return loader
+
+
+@contextmanager
+def _reading_whole(args: CompressionTrainingArguments) -> Iterator[None]:
+    """Let data loaders that are made meanwhile read every row of what they are made for."""
+    given = args.dataloader_drop_last, args.dataloader_persistent_workers
+    args.dataloader_drop_last = args.dataloader_persistent_workers = False
+    try:
+        yield
+    finally:
+        args.dataloader_drop_last, args.dataloader_persistent_workers = given
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """One optimizer step: named losses, weighed and added up at the scale that the arguments say."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -155,9 +155,11 @@ class WeightedLossTrainer(GuardedTrainer):
             return torch.stack([weights[name] * loss for name, loss in components.items()]).sum()
         reference: list[nn.Parameter] = []
         if isinstance(self.balancer, GradientNormBalancer):
-            reference = list(find_layers(self.student, self.stack).layers[0].parameters())
+            reference = _first_trained(find_layers(self.student, self.stack).layers)
         mean = partial(self.accelerator.reduce, reduction="mean")
-        total, factors = self.balancer(components, weights, reference, mean)
+        scaler = self.accelerator.scaler
+        scale = scaler.get_scale() if scaler is not None else 1.0
+        total, factors = self.balancer(components, weights, reference, mean, scale)
         self.record({f"factor_{name}": factor.float() for name, factor in factors.items()})
         return total
 
@@ -347,6 +349,17 @@ class WeightedLossTrainer(GuardedTrainer):
     def scheduled_values(self) -> dict[str, float]:
         """The values that follow a schedule, for the log."""
         return {"temperature": self.temperature()} if self.losses else {}
+
+
+def _first_trained(blocks: Iterable[nn.Module]) -> list[nn.Parameter]:
+    """What trains of the lowest block of which anything does: there every loss has a gradient."""
+    for block in blocks:
+        if trained := [p for p in block.parameters() if p.requires_grad]:
+            return trained
+    raise ValueError(
+        "loss_balancing=gradient_norm measures the losses' gradients at the lowest block that is "
+        "trained, and all blocks of the student are frozen. Train one, or leave it out."
+    )
 
 
 def first_logits(outputs: Mapping[str, Any]) -> torch.Tensor:

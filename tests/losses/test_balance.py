@@ -9,6 +9,7 @@ from torch import nn
 
 from kdnlp.arguments import DistillationTrainingArguments, TheseusTrainingArguments
 from kdnlp.losses.balance import BALANCERS, GradientNormBalancer, UncertaintyBalancer
+from kdnlp.models.layers import find_layers
 
 WEIGHTS = {"task": 0.5, "logits": 2.0}
 
@@ -93,6 +94,42 @@ def test_an_unknown_balancer_is_refused(tmp_path):
 def test_theseus_refuses_to_measure_where_it_skips(tmp_path):
     with pytest.raises(ValueError, match="first block, which Theseus skips"):
         TheseusTrainingArguments(str(tmp_path), loss_balancing="gradient_norm", use_cpu=True)
+
+
+def test_gradient_norms_refuse_a_compiled_student(tmp_path):
+    with pytest.raises(ValueError, match="torch_compile frees what a second backward pass reads"):
+        DistillationTrainingArguments(
+            str(tmp_path), loss_balancing="gradient_norm", torch_compile=True, use_cpu=True
+        )
+
+
+def test_gradients_that_half_precision_would_lose_are_measured_at_a_scale():
+    parameter = nn.Parameter(torch.zeros(1, dtype=torch.float16))
+    tiny = {name: (loss * 1e-8).sum() for name, loss in half_losses(parameter).items()}
+    for scale, known in ((1.0, False), (65536.0, True), (2.0**40, False)):
+        _, factors = GradientNormBalancer(WEIGHTS)(tiny, WEIGHTS, [parameter], same, scale)
+        ratio = factors["task"].item() / factors["logits"].item()
+        assert ratio == pytest.approx(15 if known else 1, rel=0.1)
+
+
+def half_losses(parameter):
+    """Those of `losses`, in float32 behind a parameter in half precision, as under autocast."""
+    return losses(parameter.float())
+
+
+@pytest.mark.parametrize("frozen", [1, 2])
+def test_gradient_norms_are_measured_where_something_trains(frozen, tmp_path):
+    row = TrainerRow("DistillationTrainer", {"loss_balancing": "gradient_norm"}, of_the_batch=True)
+    trainer = build_trainer(row, tmp_path, max_steps=2)
+    blocks = find_layers(trainer.student).layers
+    next(blocks[0].parameters()).requires_grad_(False)
+    for block in blocks[: frozen - 1]:
+        block.requires_grad_(False)
+    trainer.train()
+    assert trainer.state.global_step == 2
+    blocks.requires_grad_(False)
+    with pytest.raises(ValueError, match="all blocks of the student are frozen"):
+        trainer.train()
 
 
 def test_a_loss_of_weight_0_sets_no_scale_for_the_others():

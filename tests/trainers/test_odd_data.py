@@ -129,6 +129,23 @@ def test_fewer_rows_than_the_batch_that_alone_is_trained_are_refused(tmp_path):
         trainer.train()
 
 
+@pytest.mark.parametrize(
+    "values",
+    [{"dataloader_drop_last": True}, {"dataloader_persistent_workers": True}],
+    ids=lambda values: next(iter(values)),
+)
+def test_an_evaluation_has_every_row_of_the_dataset_that_it_is_given(values, tmp_path):
+    trainer = build("distillation", tmp_path, tiny_dataset(8), dataloader_num_workers=1, **values)
+    first, other = tiny_dataset(7, seed=1), tiny_dataset(3, seed=2)
+    assert [len(trainer.predict(rows).label_ids) for rows in (first, other)] == [7, 3]
+    losses = [trainer.evaluate(rows)["eval_loss"] for rows in (first, other)]
+    for rows, loss in zip((first, other), losses, strict=True):
+        with torch.no_grad():
+            expected = trainer.student(**rows.with_format("torch", device=trainer.args.device)[:])
+        assert loss == pytest.approx(expected.loss.item(), abs=1e-5)
+    assert {name: getattr(trainer.args, name) for name in values} == values
+
+
 @BOTH
 @pytest.mark.parametrize("rows", [1, 5])
 def test_few_rows_and_a_last_batch_of_one_train_as_they_would_accumulated(name, rows, tmp_path):
