@@ -25,7 +25,7 @@ from kdnlp.evaluation.kept import (
 from kdnlp.evaluation.module_times import ModuleTimes, measure_module_times
 from kdnlp.evaluation.significance import PairedTest
 from kdnlp.files import replace_text
-from kdnlp.models.layers import find_layers
+from kdnlp.models.layers import count_blocks
 from kdnlp.profiling.agreement import Agreement, compare_with_flops
 from kdnlp.profiling.flops import flops_per_example
 from kdnlp.profiling.latency import LatencyRow, LatencySetting, describe_setting, measure_latency
@@ -327,7 +327,7 @@ def _account(
     return ModelAccount(
         name=name,
         metrics={split: dict(values) for split, values in metrics.items()},
-        num_layers=len(find_layers(model, stack).layers),
+        num_layers=count_blocks(model, stack),
         parameters=parameters.total,
         parameters_without_embeddings=parameters.without_embeddings,
         size_mb=weights_size_mb(model),

@@ -88,10 +88,30 @@ def find_layers(model: PreTrainedModel, stack: str | None = None) -> LayerStack:
 
 
 def find_blocks(model: PreTrainedModel) -> list[nn.Module]:
-    """The blocks of all stacks of a model: one stack, or encoder and decoder."""
-    if not model.config.is_encoder_decoder:
-        return list(find_layers(model).layers)
-    return [b for stack in ("encoder", "decoder") for b in find_layers(model, stack).layers]
+    """The blocks of all stacks of a model, each once: of one, or of encoder and decoder.
+
+    Raises:
+        ValueError: as `find_layers`, if there are none.
+    """
+    if model.config.model_type in SHARED_PARAMETERS:
+        groups = model.base_model.get_submodule("encoder.albert_layer_groups")
+        lists = [group.get_submodule("albert_layers") for group in groups.children()]
+        return [block for blocks in lists for block in blocks.children()]
+    candidates = _candidates(model)
+    if model.config.is_encoder_decoder and len(candidates) > 1:
+        return [block for stack in candidates for block in stack.layers]
+    return list(find_layers(model).layers)
+
+
+def count_blocks(model: PreTrainedModel, stack: str | None = None) -> int:
+    """How many blocks a forward pass runs, of one stack or of all; shared ones count every time.
+
+    Raises:
+        ValueError: as `find_layers`, if there are none.
+    """
+    if model.config.model_type in SHARED_PARAMETERS:
+        return int(model.config.num_hidden_layers)
+    return len(find_blocks(model) if stack is None else find_layers(model, stack).layers)
 
 
 def count_key(config: PretrainedConfig, path: str) -> str:

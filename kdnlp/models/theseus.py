@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from kdnlp.models.layers import LayerStack, find_layers
@@ -46,7 +46,7 @@ class TheseusLayers(nn.ModuleList):
             for end, size in zip(ends, slot_sizes, strict=True)
         )
         self.replaced: tuple[bool, ...] = (True,) * len(slot_sizes)
-        self.use_cache: bool | None = None
+        self.caching: list[PretrainedConfig] = []
 
     def path(self, slots: slice = slice(None)) -> list[nn.Module]:
         """The blocks that a forward pass runs now, for all slots or a slice of them."""
@@ -125,8 +125,12 @@ def attach(
     shared = _shared_weights(theirs, ours)
     layers = TheseusLayers(list(ours.layers), list(theirs.layers), sizes)
     # A key-value cache is indexed by the block's position, which shifts with the path.
-    layers.use_cache = getattr(successor.config, "use_cache", None)
-    successor.config.use_cache = False
+    # An encoder-decoder's stacks have configurations of their own.
+    owners = [module for module in successor.modules() if isinstance(module, PreTrainedModel)]
+    configs = {id(module.config): module.config for module in owners}.values()
+    layers.caching = [config for config in configs if getattr(config, "use_cache", False)]
+    for config in layers.caching:
+        config.use_cache = False
     ours.replace(layers)
     # Hidden states are captured by hooks, which predecessor blocks on the path need too.
     for module in predecessor.modules():
@@ -150,8 +154,8 @@ def detach(successor: PreTrainedModel) -> None:
         if isinstance(module, TheseusLayers):
             plain = nn.ModuleList(list(module._modules.values()))
             LayerStack(successor, name, "").replace(plain.train(module.training))
-            if module.use_cache is not None:
-                successor.config.use_cache = module.use_cache
+            for config in module.caching:
+                config.use_cache = True
 
 
 def resolve_slot_sizes(

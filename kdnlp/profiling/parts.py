@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import nn
 from transformers import PreTrainedModel
 
-from kdnlp.models.layers import find_blocks, find_layers
+from kdnlp.models.layers import find_blocks
 
 EMBEDDINGS, ATTENTION, FEED_FORWARD, OTHER = "embeddings", "attention", "feed_forward", "other"
 PARTS = (EMBEDDINGS, ATTENTION, FEED_FORWARD, OTHER)
@@ -48,7 +48,7 @@ def count_parts(model: PreTrainedModel) -> ParameterParts:
         ValueError: as `find_layers`, if the model has no stack of blocks.
     """
     tables = _sizes(*(m for m in model.modules() if isinstance(m, nn.Embedding)))
-    blocks = _without(_sizes(*model_blocks(model)), tables)
+    blocks = _without(_sizes(*find_blocks(model)), tables)
     base = _sizes(model.base_model)
     everything = _sizes(model)
     head = _without(everything, base, tables)
@@ -60,20 +60,6 @@ def count_parts(model: PreTrainedModel) -> ParameterParts:
         head=sum(head.values()),
         other=sum(other.values()),
     )
-
-
-def model_blocks(model: PreTrainedModel) -> list[nn.Module]:
-    """The transformer blocks, those of encoder and decoder where a model has both.
-
-    Raises:
-        ValueError: as `find_layers`, if it has none.
-    """
-    try:
-        return list(find_layers(model).layers)
-    except ValueError:
-        if not model.config.is_encoder_decoder:
-            raise
-        return find_blocks(model)
 
 
 def find_parts(model: PreTrainedModel) -> list[tuple[nn.Module, str]]:
@@ -92,7 +78,7 @@ def find_parts(model: PreTrainedModel) -> list[tuple[nn.Module, str]]:
     Raises:
         ValueError: as `find_layers`, if the model has no stack of blocks.
     """
-    blocks = model_blocks(model)
+    blocks = find_blocks(model)
     parts = [(module, EMBEDDINGS) for module in _embeddings(model.base_model, set(blocks))]
     for block in blocks:
         parts += _parts_of_block(block)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from kdnlp.models.layers import count_blocks
 from kdnlp.profiling.agreement import (
     MAX_DISAGREEMENT,
     Agreement,
@@ -22,7 +23,7 @@ from kdnlp.profiling.forward import example_inputs
 from kdnlp.profiling.latency import LatencyRow, latency_row, target_device
 from kdnlp.profiling.memory import PeakMemory, measure_peak_memory
 from kdnlp.profiling.module_time import ModuleTime, measure_module_time
-from kdnlp.profiling.parts import ParameterParts, count_parts, model_blocks
+from kdnlp.profiling.parts import ParameterParts, count_parts
 from kdnlp.profiling.placed import placed
 from kdnlp.profiling.rounds import Inputs, check_rounds, time_rounds
 from kdnlp.profiling.runtimes import RuntimeRow
@@ -259,7 +260,7 @@ def _model_profile(
     return ModelProfile(
         name=name,
         architecture=type(model).__name__,
-        num_layers=len(model_blocks(model)),
+        num_layers=count_blocks(model),
         parameters=count_parts(model),
         size_mb=size_mb,
         disk_size_mb=disk_size_mb,

@@ -9,6 +9,12 @@ import pytest
 from answers_of import TWO, kept
 from PIL import Image
 from settings import tiny_model
+from transformers import (
+    AlbertConfig,
+    AlbertForSequenceClassification,
+    BartConfig,
+    BartForSequenceClassification,
+)
 
 from kdnlp.data.task import Task
 from kdnlp.evaluation import report as report_module
@@ -115,6 +121,22 @@ def test_the_size_is_that_of_the_file_on_disk(measured, tmp_path):
         model.save_pretrained(tmp_path / name)
         header = 0.02  # the names of the tensors, in MB
         assert 0 <= disk_size_mb(tmp_path / name) - report[name].size_mb < header
+
+
+def test_architectures_that_cannot_lose_blocks_are_measured_all_the_same():
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24}
+    shared = AlbertConfig(vocab_size=40, embedding_size=8, num_hidden_layers=3, **sizes)
+    widths = {"encoder_ffn_dim": 24, "decoder_ffn_dim": 24, "d_model": 16, "vocab_size": 40}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    two = BartConfig(**widths, **heads, encoder_layers=2, decoder_layers=3, num_labels=2)
+    two.pad_token_id, two.bos_token_id, two.eos_token_id = 0, 1, 2
+    models = {
+        "albert": AlbertForSequenceClassification(shared),
+        "bart": BartForSequenceClassification(two),
+    }
+    scores = dict.fromkeys(models, metrics(0.5))
+    report = CompressionReport.measure(models, scores, TASK, batch_sizes=(1,), max_seconds=0.1)
+    assert [model.num_layers for model in report.models] == [3, 5]
 
 
 def test_measuring_leaves_the_models_in_the_mode_they_had():

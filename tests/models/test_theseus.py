@@ -9,6 +9,8 @@ from transformers import (
     BertForSequenceClassification,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
 from kdnlp.models.layers import find_layers
@@ -225,6 +227,25 @@ def test_the_cache_is_off_so_positions_cannot_shift():
     assert AutoConfig.for_model("llama").use_cache
     _, successor, _ = joined("llama")
     assert successor.config.use_cache is False
+
+
+def test_the_decoder_of_an_encoder_decoder_is_replaced_without_its_cache():
+    torch.manual_seed(0)
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_heads": 2, "vocab_size": 40}
+    config = T5Config(num_layers=2, num_decoder_layers=4, decoder_start_token_id=0, **sizes)
+    predecessor = T5ForConditionalGeneration(config).eval()
+    successor = build_student(predecessor, 2, stack="decoder").eval()
+    before = [m.config.use_cache for m in (successor, successor.encoder, successor.decoder)]
+    layers = attach(successor, predecessor, stack="decoder")
+    batch = tiny_batch()
+    batch["labels"] = batch["input_ids"]
+    set_path(layers, (False, False))
+    with torch.no_grad():
+        expected = predecessor(**batch, use_cache=False).logits
+        assert torch.allclose(successor(**batch).logits, expected, atol=1e-5)
+    detach(successor)
+    after = [m.config.use_cache for m in (successor, successor.encoder, successor.decoder)]
+    assert after == before == [True, False, True]
 
 
 def test_a_predecessor_mapped_from_disk_is_attached_too(tmp_path):

@@ -4,6 +4,8 @@ import pytest
 from settings import ARCHITECTURES, tiny_model
 from torch import nn
 from transformers import (
+    AlbertConfig,
+    AlbertForSequenceClassification,
     BertConfig,
     BertForMaskedLM,
     BertModel,
@@ -11,8 +13,9 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from kdnlp.models.layers import count_blocks, find_blocks
 from kdnlp.profiling.flops import flops_by_part, flops_per_example
-from kdnlp.profiling.parts import ParameterParts, count_parts, find_parts, model_blocks
+from kdnlp.profiling.parts import ParameterParts, count_parts, find_parts
 from kdnlp.profiling.size import count_parameters
 
 HIDDEN, INNER, VOCABULARY, POSITIONS = 16, 24, 40, 512
@@ -73,7 +76,7 @@ def matrices(module):
 def test_attention_and_feed_forward_divide_every_blocks_matrices(name):
     model = tiny_model(name, 3)
     parts = find_parts(model)
-    for block in model_blocks(model):
+    for block in find_blocks(model):
         inside = set(block.modules())
         held = {
             part: set().union(*(matrices(m) for m, p in parts if p == part and m in inside))
@@ -101,7 +104,7 @@ def test_no_part_is_inside_another_else_time_would_count_twice(name):
 
 def test_a_list_of_modules_is_never_called_but_what_is_in_it_may_be():
     model = tiny_model("bert", 1)
-    (block,) = model_blocks(model)
+    (block,) = find_blocks(model)
     block.experts = nn.ModuleList([nn.Linear(16, 16), nn.Linear(16, 16), nn.LayerNorm(16)])
     parts = dict(find_parts(model))
     assert block.experts not in parts
@@ -120,9 +123,23 @@ def test_encoder_and_decoder_both_count():
     sizes = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_heads": 2, "vocab_size": 40}
     model = T5ForConditionalGeneration(T5Config(num_layers=2, num_decoder_layers=3, **sizes))
     parts = [part for _, part in find_parts(model)]
-    assert len(model_blocks(model)) == 5
+    assert len(find_blocks(model)) == 5
     assert parts.count("attention") == 2 + 3 * 2  # The decoder attends to the encoder too.
     assert parts.count("feed_forward") == 5
+
+
+def test_blocks_that_share_their_weights_are_found_once_and_counted_every_time():
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24}
+    config = AlbertConfig(vocab_size=40, embedding_size=8, num_hidden_layers=3, **sizes)
+    model = AlbertForSequenceClassification(config).eval()
+    (block,) = find_blocks(model)
+    assert count_blocks(model) == 3
+    assert count_parts(model).blocks == sum(p.numel() for p in block.parameters())
+    single = AlbertConfig(**{**config.to_dict(), "num_hidden_layers": 1})
+    one = AlbertForSequenceClassification(single).eval()
+    thrice, once = (flops_by_part(m, 12) for m in (model, one))
+    for part in ("attention", "feed_forward"):
+        assert thrice[part] == 3 * once[part] > 0
 
 
 def test_flops_by_part_are_those_of_the_closed_form():
