@@ -1,5 +1,6 @@
 """What a compression cost and gained: the models side by side, measured in one place."""
 
+import copy
 import json
 import math
 import os
@@ -134,7 +135,8 @@ class CompressionReport:
         """Profile the models side by side and join that with their metrics.
 
         Args:
-            models: by name, the original first. They are left as they were.
+            models: by name, the original first. They are left as they were; of several floating
+                point types, all are measured in float32.
             metrics: by name, what each scored on every split. Of what `evaluate_model` returns,
                 predictions are compared too; plain values have none.
             task: the task that they solve.
@@ -159,6 +161,7 @@ class CompressionReport:
             )
         length = sequence_length or task.max_length
         fidelity = compare_answers({name: metrics[name] for name in models}, task.metrics)
+        models = _of_one_type(models)
         rows = measure_latency(models, batch_sizes, length, device=device, max_seconds=max_seconds)
         module_ms, no_times = measure_module_times(models, rows, length, device, max_seconds)
         report = cls(
@@ -336,6 +339,16 @@ def _account(
         behaviour=fidelity.behaviour.get(name, {}),
         classes=fidelity.classes.get(name, {}),
     )
+
+
+def _of_one_type(models: Mapping[str, PreTrainedModel]) -> dict[str, PreTrainedModel]:
+    """The models, or copies of them in float32 where their types would make the difference."""
+    if len({model.dtype for model in models.values()}) == 1:
+        return dict(models)
+    return {
+        name: model if model.dtype == torch.float32 else copy.deepcopy(model).float()
+        for name, model in models.items()
+    }
 
 
 def _explained(

@@ -3,8 +3,9 @@
 import inspect
 
 import torch
-from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
+
+from kdnlp.models.positions import position_limit
 
 _SPECIAL_IDS = ("pad", "bos", "eos", "cls", "sep", "decoder_start")
 
@@ -73,10 +74,9 @@ def _check_sizes(model: PreTrainedModel, batch_size: int, sequence_length: int) 
 
 def max_positions(model: PreTrainedModel) -> int | None:
     """The most tokens that the model has positions for; `None` where there is no such limit."""
-    # RoBERTa and MPNet number positions from padding_idx + 1, so their tables hold fewer.
-    for name, module in model.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
-            first = 0 if module.padding_idx is None else module.padding_idx + 1
-            return module.num_embeddings - first
+    if (room := position_limit(model)) is not None:
+        return room
+    if getattr(model.config, "relative_attention", False):
+        return None  # DeBERTa's distances are of any length; its configuration has a number anyway
     limit = getattr(model.config, "max_position_embeddings", None)
     return limit if limit and limit > 0 else None

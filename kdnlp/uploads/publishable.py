@@ -91,11 +91,26 @@ def files_left_out(folder: Path, files: Iterable[Path]) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.name not in taken)
 
 
-def comes_with_weights(name: str) -> bool:
-    """Whether a file of a repository belongs to the weights there, and must go when they do."""
-    patterns = (pattern for part in _OF_THE_WEIGHTS for pattern in PUBLISHABLE[part])
+def stale_files(there: Iterable[str], sent: Iterable[str]) -> list[str]:
+    """The files of a repository that belong to weights, or a tokenizer, that others replace.
+
+    Args:
+        there: the names in the repository.
+        sent: the names that replace them or are added. Where no file of a tokenizer is among
+            them, the repository's stays.
+    """
+    sent = set(sent)
+    kinds = [
+        *_OF_THE_WEIGHTS,
+        *(["tokenizer"] if any(_is_of(n, "tokenizer") for n in sent) else []),
+    ]
+    return [n for n in there if n not in sent and any(_is_of(n, kind) for kind in kinds)]
+
+
+def _is_of(name: str, part: str) -> bool:
     return any(
-        fnmatchcase(name, pattern) and name.count("/") == pattern.count("/") for pattern in patterns
+        fnmatchcase(name, pattern) and name.count("/") == pattern.count("/")
+        for pattern in PUBLISHABLE[part]
     )
 
 

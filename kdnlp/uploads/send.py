@@ -24,7 +24,7 @@ from huggingface_hub.utils import validate_repo_id
 
 import kdnlp
 from kdnlp.uploads.card_check import CARD, license_link, read_metadata
-from kdnlp.uploads.publishable import LICENSE_FILES, comes_with_weights
+from kdnlp.uploads.publishable import LICENSE_FILES, stale_files
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +150,7 @@ def send(
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         names = {path.relative_to(folder).as_posix(): path for path in files}
         there = api.list_repo_files(repo_id, revision=revision)
-        stale = [name for name in there if comes_with_weights(name) and name not in names]
+        stale = stale_files(there, names)
         texts = {*LICENSE_FILES}.intersection(there) - names.keys()
         if texts and CARD in there:
             stale += texts & {license_link(_metadata_there(api, repo_id, revision))}

@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 
 import pytest
+import torch
 from answers_of import TWO, kept
 from PIL import Image
 from settings import tiny_model
@@ -137,6 +138,16 @@ def test_architectures_that_cannot_lose_blocks_are_measured_all_the_same():
     scores = dict.fromkeys(models, metrics(0.5))
     report = CompressionReport.measure(models, scores, TASK, batch_sizes=(1,), max_seconds=0.1)
     assert [model.num_layers for model in report.models] == [3, 5]
+
+
+def test_a_model_that_ran_in_half_precision_is_compared_in_the_others_type():
+    teacher = tiny_model("bert", 4).to(torch.bfloat16)
+    models = {"teacher": teacher, "student": build_student(teacher, 2).float()}
+    scores = dict.fromkeys(models, metrics(0.5))
+    report = CompressionReport.measure(models, scores, TASK, batch_sizes=(1,), max_seconds=0.1)
+    assert teacher.dtype == torch.bfloat16
+    assert report.setting.dtype == "float32"
+    assert report["teacher"].size_mb == pytest.approx(report["teacher"].parameters * 4 / 1e6)
 
 
 def test_measuring_leaves_the_models_in_the_mode_they_had():

@@ -20,7 +20,7 @@ from kdnlp.data.synthetic import build_tokenizer
 from kdnlp.evaluation.pareto import PARETO_PLOT
 from kdnlp.evaluation.plots import PLOTS
 from kdnlp.uploads.card_check import own_id_line
-from kdnlp.uploads.publishable import PLOT_NAMES, PUBLISHABLE, publishable_files
+from kdnlp.uploads.publishable import PLOT_NAMES, PUBLISHABLE, publishable_files, stale_files
 from kdnlp.uploads.send import claim_repo
 from kdnlp.weights import SOURCE_DIGEST, folder_digest
 
@@ -175,11 +175,19 @@ def test_a_token_in_a_text_is_found_before_anything_is_sent(hub, folder):
 def test_what_came_with_an_earlier_model_does_not_stay_beside_the_new_one(hub, folder):
     old = ["model-00001-of-00002.safetensors", "model.safetensors.index.json", "onnx/model.onnx"]
     old += ["onnx/export.json", "generation_config.json", "report.json", "training.png"]
-    kept = ["merges.txt", "notes.md", "other/onnx/model.onnx", "other/config.json"]
+    old += ["merges.txt", "special_tokens_map.json"]  # of another family's tokenizer
+    kept = ["notes.md", "other/onnx/model.onnx", "other/config.json"]
     hub.add_repo("me/small", dict.fromkeys([*old, *kept], b"old"))
     push(folder)
     assert hub.names("me/small") == PLAIN | set(kept)
     assert len(hub.repos["me/small"].messages) == 2  # one commit: nobody sees half of it
+
+
+def test_a_tokenizer_stays_where_the_folder_has_none_to_take_its_place(hub, folder):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    there = {"tokenizer.json", "report.json", "vocab.txt"}
+    assert stale_files(there, [p.name for p in folder.iterdir()]) == ["report.json"]
 
 
 def test_a_folder_that_is_not_the_plain_model_it_says_is_not_sent(hub, folder):

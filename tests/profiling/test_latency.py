@@ -7,6 +7,7 @@ import torch
 from settings import tiny_batch, tiny_model
 
 from kdnlp.profiling import latency, rounds
+from kdnlp.profiling.forward import max_positions
 from kdnlp.profiling.latency import LatencyRow, describe_setting, measure_latency
 from kdnlp.profiling.rounds import MIN_REPEATS
 
@@ -234,6 +235,13 @@ def test_a_request_that_measures_nothing_real_is_refused(values, message, fake):
     with pytest.raises(ValueError, match=message):
         measure_latency(**request)
     assert all(module.training for module in model.modules())
+
+
+def test_distances_alone_know_no_longest_text():
+    relative = {"max_position_embeddings": 20, "position_biased_input": False}
+    assert max_positions(tiny_model("deberta-v2", 1, **relative)) is None
+    assert max_positions(tiny_model("deberta-v2", 1, max_position_embeddings=20)) == 20
+    assert max_positions(tiny_model("roberta", 1, max_position_embeddings=20, pad_token_id=1)) == 18
 
 
 def test_the_shortest_positions_of_all_models_count(fake):
