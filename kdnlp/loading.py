@@ -33,7 +33,7 @@ CONVERT = (
 
 _LEFT_OUT = "%s has Python code of its own for its %s, left out: transformers' class is used."
 
-_HUB_OPTIONS = ("revision", "token", "cache_dir", "trust_remote_code")
+_HUB_OPTIONS = ("revision", "token", "cache_dir", "subfolder", "trust_remote_code")
 
 
 _NOT_FETCHED: dict[type[Exception], str] = {

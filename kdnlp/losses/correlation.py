@@ -6,12 +6,15 @@ import torch
 
 from kdnlp.losses.base import CHOICE_TASKS, check_class_logits, masked_mean
 from kdnlp.losses.class_logits import ClassLogitsLoss
+from kdnlp.losses.vectors import unit_vectors
 
 
 def pearson_distance(
     student: torch.Tensor, teacher: torch.Tensor, dim: int, mask: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """`1 - Pearson correlation` along `dim`; a constant row counts as 1.
+    """`1 - Pearson correlation` along `dim`.
+
+    A row that is constant, or varies by rounding alone, counts as 1 and gets no gradient.
 
     Args:
         student: any shape.
@@ -23,11 +26,18 @@ def pearson_distance(
         The distances in [0, 2], in the shape without `dim`.
     """
     weights = torch.ones_like(student) if mask is None else mask.to(student).expand_as(student)
-    count = weights.sum(dim, keepdim=True).clamp(min=1)
-    student, teacher = (
-        (x - (x * weights).sum(dim, keepdim=True) / count) * weights for x in (student, teacher)
-    )
-    return 1 - torch.cosine_similarity(student, teacher, dim=dim, eps=1e-8)
+    ours, theirs, weights = (x.movedim(dim, -1) for x in (student, teacher, weights))
+    return 1 - (_standardised(ours, weights) * _standardised(theirs, weights)).sum(-1)
+
+
+def _standardised(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Rows of mean 0 and length 1; of zeros, where they vary by rounding alone."""
+    counted = values * weights
+    mean = counted.sum(-1, keepdim=True) / weights.sum(-1, keepdim=True).clamp(min=1)
+    centred = (values - mean) * weights
+    rounding = 8 * torch.finfo(values.dtype).eps * counted.detach().norm(dim=-1, keepdim=True)
+    varies = centred.detach().norm(dim=-1, keepdim=True) > rounding
+    return unit_vectors(torch.where(varies, centred, torch.zeros_like(centred)))
 
 
 def correlation_distance(

@@ -263,9 +263,11 @@ def recorded_attention(
         key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
     scores = query @ key.transpose(2, 3) * (query.size(-1) ** -0.5 if scaling is None else scaling)
     masked = scores if attention_mask is None else scores + attention_mask
-    probabilities = masked.softmax(-1, dtype=torch.float32).to(query.dtype)
+    exact = masked.softmax(-1, dtype=torch.float32)
+    probabilities = exact.to(query.dtype)
     for keep in _RECORDERS.get(module, ()):
-        keep({"scores": scores, "attentions": probabilities})
+        # Rounded to half precision they would not sum to 1, and a divergence could fall below 0.
+        keep({"scores": scores, "attentions": exact})
     dropped = F.dropout(probabilities, p=dropout, training=module.training)
     return (dropped @ value).transpose(1, 2).contiguous(), probabilities
 

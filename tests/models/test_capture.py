@@ -110,6 +110,15 @@ def test_a_model_that_hides_its_attention_says_so_before_training(name):
         Capture(model, {"attentions": [1]}, stack)
 
 
+def test_attention_of_half_precision_sums_to_one_as_a_divergence_needs():
+    model, batch, _ = model_and_batch("bert")
+    model.set_attn_implementation(RECORDED_ATTENTION)
+    _, tensors = kept(model.to(torch.bfloat16), batch, {"attentions": None})
+    for layer in tensors["attentions"].values():
+        assert layer.dtype == torch.float32
+        assert torch.allclose(layer.sum(-1), torch.ones(()), atol=1e-6)
+
+
 def test_attention_is_shown_before_dropout():
     model, batch, _ = model_and_batch("bert", attention_probs_dropout_prob=0.5)
     model.train()

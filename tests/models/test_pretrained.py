@@ -211,6 +211,13 @@ def test_a_tokenizer_without_pad_pads_with_the_end_and_the_model_knows(loader, t
         assert torch.allclose(together, model(alone).logits[0], atol=1e-5)
 
 
+def test_the_tokenizer_is_that_of_the_subfolder(tmp_path):
+    saved = tiny_model("bert", 1, **config_of(PAIR))
+    save(tmp_path / "one", saved, pad_token="<one>")
+    save(tmp_path, saved, pad_token="<other>")
+    assert load_finetuned(tmp_path, PAIR, subfolder="one")[1].pad_token == "<one>"
+
+
 def test_a_pad_token_that_is_there_stays(tmp_path):
     saved = tiny_model("bert", 1, **config_of(PAIR))
     model, loaded = load_finetuned(save(tmp_path, saved, eos_token="<end>"), PAIR)
