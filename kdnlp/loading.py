@@ -105,6 +105,17 @@ def load_tokenizer(name: str, **kwargs: Any) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def forget_lengths(tokenizer: Any) -> None:
+    """Take off the truncation and padding that a fast tokenizer keeps of its last call, and saves.
+
+    `tokenizers` alone would cut and pad by them; transformers says with each call what it wants.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        backend.no_truncation()
+        backend.no_padding()
+
+
 def _loaded_commit(name: str, kwargs: dict[str, Any]) -> str | None:
     """The commit of the Hub that was just loaded: the name of its folder in the cache."""
     if os.path.isdir(name):

@@ -25,7 +25,7 @@ from kdnlp.data.preparation import KINDS, build_collator
 from kdnlp.data.task import Task
 from kdnlp.evaluation.logits import LogitsOf, model_logits, score_logits, token_batches
 from kdnlp.files import replace_folder, replace_text
-from kdnlp.loading import has_own_code, load_model
+from kdnlp.loading import forget_lengths, has_own_code, load_model
 from kdnlp.models.alignment import input_names
 from kdnlp.models.heads import task_kind
 from kdnlp.models.onnx_graph import (
@@ -203,6 +203,7 @@ def _write_checked(
 ) -> dict[str, Any]:
     """Write an export with its report into a folder, or raise."""
     more = form.write(source, folder, settings)
+    forget_lengths(source.tokenizer)
     source.tokenizer.save_pretrained(folder)
     original, exported = model_logits(source.model), form.load(source, folder)
     batches = source.batches()

@@ -54,6 +54,8 @@ REENTRANT = (
     "would teach the student nothing. Set activation_checkpointing_kwargs={'use_reentrant': False}."
 )
 
+_NOT_SMOOTHED = {"regression", "question_answering"}  # of several labels, the stock one warns
+
 _HALF_PRECISION = {torch.float16, torch.bfloat16}
 
 
@@ -355,6 +357,12 @@ class CompressionTrainer(PublishingTrainer):
             )
         features = getattr(self.train_dataset, "features", None) or {}
         self.task = task_kind(model, features.get("labels"))
+        if self.args.label_smoothing_factor and self.task in _NOT_SMOOTHED:
+            raise ValueError(
+                f"label_smoothing_factor must be 0 for {self.task}, got "
+                f"{self.args.label_smoothing_factor}. It spreads a label over the classes, which "
+                "these labels are not of: it would spoil the loss, or not be read. Leave it out."
+            )
         for loss in self.losses.values():
             loss.prepare(model.config, self._partner_config, self.task)
         # What cannot be read is refused now, not when training starts.

@@ -15,6 +15,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from kdnlp.arguments import CompressionTrainingArguments
 from kdnlp.checkpoints import SETTINGS, TRAINER_STATE, find_checkpoint, recorded_settings
 from kdnlp.files import PARTIAL, model_written_whole, replace_folder
+from kdnlp.loading import forget_lengths
 from kdnlp.trainers.output_dir import (
     check_output_dir,
     check_space,
@@ -228,6 +229,7 @@ class DurableTrainer(WeightedLossTrainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Write the model, each file whole or not at all."""
         folder = Path(output_dir or str(self.args.output_dir))
+        forget_lengths(self.processing_class)
         if self._partial is not None or not self.args.should_save:
             super()._save(str(folder), state_dict)
             return

@@ -12,14 +12,19 @@ from settings import (
     TrainerRow,
     build_trainer,
     pad_rows,
+    task_model,
     tiny_dataset,
     tiny_model,
 )
+from tokenizers import Tokenizer
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 from transformers.integrations import is_optuna_available
 
+from kdnlp.arguments import DistillationTrainingArguments
+from kdnlp.data.synthetic import build_tokenizer
 from kdnlp.losses import DistillationLoss, HiddenLoss, LogitsLoss
 from kdnlp.models.student import build_student
+from kdnlp.trainers.distillation import DistillationTrainer
 
 THREE = {0: "cat", 1: "cow", 2: "dog"}
 ONE_BATCH = {"per_device_train_batch_size": 8, "max_steps": 1}
@@ -267,6 +272,23 @@ def test_label_smoothing_smooths_the_labels_and_not_the_teacher(tmp_path):
         assert history(trainer, "loss_logits") == pytest.approx([soft], rel=1e-4)
         assert history(trainer, "loss") == pytest.approx([(task + soft) / 2], rel=1e-4)
     assert losses[0.0] != pytest.approx(losses[0.2], rel=1e-3)
+
+
+@pytest.mark.parametrize("task", ["regression", "question_answering"])
+def test_labels_that_are_no_classes_are_not_smoothed(task, tmp_path):
+    args = DistillationTrainingArguments(str(tmp_path), label_smoothing_factor=0.1, use_cpu=True)
+    with pytest.raises(ValueError, match=f"label_smoothing_factor must be 0 for {task}, got 0.1"):
+        DistillationTrainer(task_model(task, 2), task_model(task), args)
+
+
+def test_a_saved_tokenizer_cuts_nothing_by_itself(tmp_path):
+    tokenizer = build_tokenizer()
+    whole = len(tokenizer("a b c d e f").input_ids)
+    trainer = distillation(tmp_path, options={"processing_class": tokenizer})
+    tokenizer("a b c d e f", truncation=True, max_length=4, padding="max_length")
+    trainer.save_model()
+    saved = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert len(saved.encode("a b c d e f").ids) == whole > 4
 
 
 # Data without labels.
