@@ -55,7 +55,7 @@ def load_config(name: str, **kwargs: Any) -> PretrainedConfig:
         FileNotFoundError: if there is no such model, here or on the Hub.
     """
     options = _hub_options(kwargs)
-    with _absence_explained(name), _code_explained(name):
+    with _absence_explained(name, kwargs.get("subfolder", "")), _code_explained(name):
         return AutoConfig.from_pretrained(name, **options)
 
 
@@ -72,7 +72,7 @@ def load_model(auto_class: Any, name: str, **kwargs: Any) -> tuple[Any, dict[str
         OSError: if its weights are not in safetensors.
     """
     trusted = bool(kwargs.pop("trust_remote_code", False))
-    check_safetensors(name)
+    check_safetensors(Path(name, kwargs.get("subfolder", "")))
     with _code_explained(name), _pickles_explained(name):
         model, loading = auto_class.from_pretrained(
             name,
@@ -121,8 +121,9 @@ def _loaded_commit(name: str, kwargs: dict[str, Any]) -> str | None:
     if os.path.isdir(name):
         return None
     options = {key: kwargs.get(key) for key in ("cache_dir", "revision")}
-    path = try_to_load_from_cache(name, "config.json", **options)
-    return Path(path).parent.name if isinstance(path, str) else None
+    place = Path(kwargs.get("subfolder", ""))
+    path = try_to_load_from_cache(name, (place / "config.json").as_posix(), **options)
+    return Path(path).parents[len(place.parts)].name if isinstance(path, str) else None
 
 
 def has_own_code(model: Any) -> bool:
@@ -139,15 +140,15 @@ def check_safetensors(folder: str | os.PathLike[str]) -> None:
 
 
 @contextmanager
-def _absence_explained(name: str) -> Iterator[None]:
+def _absence_explained(name: str, subfolder: str) -> Iterator[None]:
     """Say of a configuration that is not there that the model is not, and where it was looked for.
 
     transformers takes every name that is no folder for one on the Hub.
     """
-    if os.path.isdir(name) and not Path(name, "config.json").is_file():
+    if os.path.isdir(name) and not Path(name, subfolder, "config.json").is_file():
         raise FileNotFoundError(
-            f"Expected a model in {name}, got a folder without config.json. Name the output_dir "
-            "of a run that has ended, or a folder that save_pretrained wrote."
+            f"Expected a model in {Path(name, subfolder)}, got a folder without config.json. "
+            "Name the output_dir of a run that has ended, or a folder that save_pretrained wrote."
         )
     if os.path.isfile(name):
         raise FileNotFoundError(

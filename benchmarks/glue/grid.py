@@ -129,8 +129,10 @@ class Grid:
         grids = {}
         for name, study in studies.items():
             changed = study.pop("tasks", {})
-            _check_all(f"study {name}", study, own)
+            _check_all(f"study {name}, beside tasks", study, own)
             _check_names(f"study {name}, tasks", changed, tasks)
+            for task, told in changed.items():
+                _check_names(f"study {name}, task {task}", told, tasks[task])
             merged = {task: {**told, **changed.get(task, {})} for task, told in tasks.items()}
             grids[name] = cls(name=name, tasks=merged, **values, **study)
         return grids

@@ -22,6 +22,7 @@ from kdnlp.models.modes import evaluating
 from kdnlp.models.precision import restore_forward, wrapped_forward
 
 _STATES = (
+    "past_key_values",
     "hidden_states",
     "attentions",
     "encoder_last_hidden_state",

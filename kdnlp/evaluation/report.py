@@ -136,7 +136,7 @@ class CompressionReport:
 
         Args:
             models: by name, the original first. They are left as they were; of several floating
-                point types, all are measured in float32.
+                point types, all but quantized ones are measured in float32, size and speed.
             metrics: by name, what each scored on every split. Of what `evaluate_model` returns,
                 predictions are compared too; plain values have none.
             task: the task that they solve.
@@ -342,11 +342,16 @@ def _account(
 
 
 def _of_one_type(models: Mapping[str, PreTrainedModel]) -> dict[str, PreTrainedModel]:
-    """The models, or copies of them in float32 where their types would make the difference."""
+    """The models, or copies of them in float32 where their types would make the difference.
+
+    A quantized model stays what it is, for that is its difference.
+    """
     if len({model.dtype for model in models.values()}) == 1:
         return dict(models)
     return {
-        name: model if model.dtype == torch.float32 else copy.deepcopy(model).float()
+        name: model
+        if model.dtype == torch.float32 or getattr(model, "is_quantized", False)
+        else copy.deepcopy(model).float()
         for name, model in models.items()
     }
 

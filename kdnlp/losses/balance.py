@@ -32,7 +32,7 @@ class LossBalancer(nn.Module):
         weights: Mapping[str, float],
         reference: Sequence[nn.Parameter],
         reduce: Reduce,
-        scale: float = 1.0,
+        scale: torch.Tensor | float = 1.0,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Add up the losses of a micro-batch.
 
@@ -41,7 +41,8 @@ class LossBalancer(nn.Module):
             weights: the weight of each, which the factors multiply.
             reference: parameters of the student that every loss reaches.
             reduce: the mean of a tensor over all processes.
-            scale: of the losses when gradients are taken, as fp16 needs it.
+            scale: of the sum when its gradient is taken: fp16's, over the micro-batches of a step.
+                Without it gradients would underflow, or overflow, where those of the step do not.
 
         Returns:
             The sum, and the factors by name, detached.
@@ -81,7 +82,7 @@ class UncertaintyBalancer(LossBalancer):
         weights: Mapping[str, float],
         reference: Sequence[nn.Parameter],
         reduce: Reduce,
-        scale: float = 1.0,
+        scale: torch.Tensor | float = 1.0,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The sum of one micro-batch; see the class."""
         variances = {name: self.log_variances[name].squeeze() for name in self.names}
@@ -120,19 +121,20 @@ class GradientNormBalancer(LossBalancer):
         weights: Mapping[str, float],
         reference: Sequence[nn.Parameter],
         reduce: Reduce,
-        scale: float = 1.0,
+        scale: torch.Tensor | float = 1.0,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The sum of one micro-batch; see the class."""
         # One that weighs nothing would set a scale for the others, and cost a backward pass.
         weighed = {n: loss for n, loss in losses.items() if weights[n] > 0} or losses
-        measured = [_norm(loss * scale, reference) / scale for loss in weighed.values()]
+        scales = {n: scale * (weights[n] if weights[n] > 0 else 1.0) for n in weighed}
+        measured = [_norm(weighed[n] * s, reference) / s for n, s in scales.items()]
         norms = reduce(torch.stack(measured))
         # A loss without a gradient has nothing to balance, and a factor of 1.
-        known = (norms > 0) & norms.isfinite()  # a scale too large, whose step is skipped
+        known = (norms > 0) & norms.isfinite()
         mean = torch.where(known, norms, 0.0).sum() / known.sum().clamp(min=1)
-        scales = torch.where(known, mean / norms.clamp(min=torch.finfo(norms.dtype).tiny), 1.0)
+        ratios = torch.where(known, mean / norms.clamp(min=torch.finfo(norms.dtype).tiny), 1.0)
         ones = {name: loss.new_ones(()) for name, loss in losses.items()}
-        factors = {**ones, **dict(zip(weighed, scales, strict=True))}
+        factors = {**ones, **dict(zip(weighed, ratios, strict=True))}
         total = torch.stack([weights[n] * factors[n] * loss for n, loss in losses.items()]).sum()
         return total, factors
 

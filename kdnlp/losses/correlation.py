@@ -6,7 +6,9 @@ import torch
 
 from kdnlp.losses.base import CHOICE_TASKS, check_class_logits, masked_mean
 from kdnlp.losses.class_logits import ClassLogitsLoss
-from kdnlp.losses.vectors import unit_vectors
+from kdnlp.losses.vectors import full_precision, unit_vectors
+
+_LEAST = 1e-8
 
 
 def pearson_distance(
@@ -14,7 +16,8 @@ def pearson_distance(
 ) -> torch.Tensor:
     """`1 - Pearson correlation` along `dim`.
 
-    A row that is constant, or varies by rounding alone, counts as 1 and gets no gradient.
+    A row that is constant, or varies by rounding or by less than 1e-8, counts as 1 and gets no
+    gradient: its direction would be chance.
 
     Args:
         student: any shape.
@@ -23,8 +26,9 @@ def pearson_distance(
         mask: which entries along `dim` count, of a shape that broadcasts; `None` counts all.
 
     Returns:
-        The distances in [0, 2], in the shape without `dim`.
+        The distances in [0, 2], in the shape without `dim`, in float32 or the wider type given.
     """
+    student, teacher = full_precision(student), full_precision(teacher)
     weights = torch.ones_like(student) if mask is None else mask.to(student).expand_as(student)
     ours, theirs, weights = (x.movedim(dim, -1) for x in (student, teacher, weights))
     return 1 - (_standardised(ours, weights) * _standardised(theirs, weights)).sum(-1)
@@ -36,7 +40,7 @@ def _standardised(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     mean = counted.sum(-1, keepdim=True) / weights.sum(-1, keepdim=True).clamp(min=1)
     centred = (values - mean) * weights
     rounding = 8 * torch.finfo(values.dtype).eps * counted.detach().norm(dim=-1, keepdim=True)
-    varies = centred.detach().norm(dim=-1, keepdim=True) > rounding
+    varies = centred.detach().norm(dim=-1, keepdim=True) > rounding.clamp(min=_LEAST)
     return unit_vectors(torch.where(varies, centred, torch.zeros_like(centred)))
 
 

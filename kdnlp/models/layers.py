@@ -110,7 +110,7 @@ def count_blocks(model: PreTrainedModel, stack: str | None = None) -> int:
         ValueError: as `find_layers`, if there are none.
     """
     if model.config.model_type in SHARED_PARAMETERS:
-        return int(model.config.num_hidden_layers)
+        return int(model.config.num_hidden_layers) * int(model.config.inner_group_num)
     return len(find_blocks(model) if stack is None else find_layers(model, stack).layers)
 
 

@@ -30,6 +30,9 @@ class TheseusLayers(nn.ModuleList):
         successor_blocks: one block a slot.
         predecessor_blocks: all blocks of the predecessor, bottom first.
         slot_sizes: how many predecessor blocks each slot holds; they sum to their number.
+
+    Attributes:
+        configs_with_cache: configurations whose `use_cache` is off while this list is attached.
     """
 
     def __init__(
@@ -46,7 +49,7 @@ class TheseusLayers(nn.ModuleList):
             for end, size in zip(ends, slot_sizes, strict=True)
         )
         self.replaced: tuple[bool, ...] = (True,) * len(slot_sizes)
-        self.caching: list[PretrainedConfig] = []
+        self.configs_with_cache: list[PretrainedConfig] = []
 
     def path(self, slots: slice = slice(None)) -> list[nn.Module]:
         """The blocks that a forward pass runs now, for all slots or a slice of them."""
@@ -128,8 +131,10 @@ def attach(
     # An encoder-decoder's stacks have configurations of their own.
     owners = [module for module in successor.modules() if isinstance(module, PreTrainedModel)]
     configs = {id(module.config): module.config for module in owners}.values()
-    layers.caching = [config for config in configs if getattr(config, "use_cache", False)]
-    for config in layers.caching:
+    layers.configs_with_cache = [
+        config for config in configs if getattr(config, "use_cache", False)
+    ]
+    for config in layers.configs_with_cache:
         config.use_cache = False
     ours.replace(layers)
     # Hidden states are captured by hooks, which predecessor blocks on the path need too.
@@ -154,7 +159,7 @@ def detach(successor: PreTrainedModel) -> None:
         if isinstance(module, TheseusLayers):
             plain = nn.ModuleList(list(module._modules.values()))
             LayerStack(successor, name, "").replace(plain.train(module.training))
-            for config in module.caching:
+            for config in module.configs_with_cache:
                 config.use_cache = True
 
 

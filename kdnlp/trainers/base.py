@@ -18,7 +18,6 @@ from kdnlp.losses.balance import BALANCERS, GradientNormBalancer
 from kdnlp.models.alignment import input_names
 from kdnlp.models.capture import hooks_noticed
 from kdnlp.models.heads import task_kind
-from kdnlp.models.layers import find_layers
 from kdnlp.models.precision import restore_forward, wrapped_forward
 from kdnlp.trainers.cached import check_rows, use_cache
 from kdnlp.trainers.intermediate import IntermediateOutputs, layers_read
@@ -31,7 +30,7 @@ from kdnlp.trainers.placement import (
 )
 from kdnlp.trainers.publishing import PublishingTrainer
 from kdnlp.trainers.sharding import check_strategy, sharded
-from kdnlp.trainers.step import TASK
+from kdnlp.trainers.step import TASK, lowest_trained
 from kdnlp.trainers.teacher_run import TeacherRun
 from kdnlp.trainers.training_data import check_training_data
 from kdnlp.trainers.unpadding import Unpadding
@@ -372,7 +371,7 @@ class CompressionTrainer(PublishingTrainer):
         if self.cache is not None:
             self._check_cached_layers()
         if isinstance(self.balancer, GradientNormBalancer):
-            find_layers(model, self.stack)
+            lowest_trained(model)
 
 
 def _named_losses(losses: Mapping[str, DistillationLoss] | None) -> dict[str, DistillationLoss]:

@@ -1,7 +1,7 @@
 """One optimizer step: named losses, weighed and added up at the scale that the arguments say."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,7 @@ from kdnlp.models.alignment import TEACHER_PREFIX, split_inputs
 from kdnlp.models.cache import ROW_COLUMN, TEACHER_OUTPUTS, TeacherCache
 from kdnlp.models.capture import LayerOutputs
 from kdnlp.models.heads import UNITS, as_items, count_items, with_some_label
-from kdnlp.models.layers import find_layers
+from kdnlp.models.layers import find_blocks
 from kdnlp.trainers.guarded import TASK, GuardedTrainer
 from kdnlp.trainers.intermediate import IntermediateOutputs
 from kdnlp.trainers.preemption import Preemption
@@ -155,10 +155,11 @@ class WeightedLossTrainer(GuardedTrainer):
             return torch.stack([weights[name] * loss for name, loss in components.items()]).sum()
         reference: list[nn.Parameter] = []
         if isinstance(self.balancer, GradientNormBalancer):
-            reference = _first_trained(find_layers(self.student, self.stack).layers)
+            reference = lowest_trained(self.student)
         mean = partial(self.accelerator.reduce, reduction="mean")
-        scaler = self.accelerator.scaler
-        scale = scaler.get_scale() if scaler is not None else 1.0
+        scaler, scale = self.accelerator.scaler, 1 / self.current_gradient_accumulation_steps
+        if scaler is not None:
+            scale = scaler.scale(torch.tensor(scale, device=self.args.device))
         total, factors = self.balancer(components, weights, reference, mean, scale)
         self.record({f"factor_{name}": factor.float() for name, factor in factors.items()})
         return total
@@ -351,9 +352,13 @@ class WeightedLossTrainer(GuardedTrainer):
         return {"temperature": self.temperature()} if self.losses else {}
 
 
-def _first_trained(blocks: Iterable[nn.Module]) -> list[nn.Parameter]:
-    """What trains of the lowest block of which anything does: there every loss has a gradient."""
-    for block in blocks:
+def lowest_trained(model: PreTrainedModel) -> list[nn.Parameter]:
+    """What trains in the lowest block of which anything does: most losses have gradients there.
+
+    Raises:
+        ValueError: if all blocks are frozen.
+    """
+    for block in find_blocks(model):
         if trained := [p for p in block.parameters() if p.requires_grad]:
             return trained
     raise ValueError(

@@ -128,8 +128,9 @@ def send(
 
     What came with an earlier model's weights and does not come with these is removed by the same
     commit: its shards, of which transformers would load one file first, whichever is older; its
-    graphs, which answer otherwise; its report. So is the text of a licence to which the card there
-    links, and the new one does not. What an interrupted call has uploaded is not sent again.
+    graphs, which answer otherwise; its report; where a tokenizer is sent, what is left of another.
+    So is the text of a licence to which the card there links, and the new one does not. What an
+    interrupted call has uploaded is not sent again.
 
     Args:
         folder: what the names in the repository are relative to.

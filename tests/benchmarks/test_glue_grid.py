@@ -214,8 +214,8 @@ def test_a_result_of_other_settings_is_refused(grid, tmp_path):
         ("title: logits, trainer", "titel: logits, trainer", "got \\['titel'\\]"),
         ("methods: [baseline, logits", "methods: [base, logits", "got \\['base'\\]"),
         ("tasks: [mrpc]", "tasks: [rte]", "got \\['rte'\\]"),
-        ("plan:", "plans:", "study methods: .*got \\['plans'\\]"),
-        ("    setting: cpu-float32\n", "", "study methods: setting is missing"),
+        ("plan:", "plans:", "study methods, beside tasks: .*got \\['plans'\\]"),
+        ("    setting: cpu-float32\n", "", "study methods, beside tasks: setting is missing"),
         ("holdout:", "held_out:", "got \\['held_out'\\]"),
     ],
 )
@@ -425,6 +425,10 @@ def test_a_study_says_what_its_tasks_have_otherwise(place, tmp_path):
     one, other = studies["methods"].tasks["mrpc"], studies["longer"].tasks["mrpc"]
     assert other == {**one, "teacher_epochs": 9} != one
     (tmp_path / "grid.yaml").write_text(text + longer.replace("mrpc:", "rte:", 1), encoding="utf-8")
+    misspelt = text + longer.replace("teacher_epochs", "teachers_epochs", 1)
+    (tmp_path / "other.yaml").write_text(misspelt, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"study longer, task mrpc: .*got \['teachers_epochs'\]"):
+        Grid.read(tmp_path / "other.yaml")
     with pytest.raises(ValueError, match=r"study longer, tasks: .*got \['rte'\]"):
         Grid.read(tmp_path / "grid.yaml")
 

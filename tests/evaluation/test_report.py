@@ -21,7 +21,7 @@ from kdnlp.data.task import Task
 from kdnlp.evaluation import report as report_module
 from kdnlp.evaluation.kept import Evaluation
 from kdnlp.evaluation.module_times import measure_module_times
-from kdnlp.evaluation.report import CompressionReport, ModelAccount
+from kdnlp.evaluation.report import CompressionReport, ModelAccount, _of_one_type
 from kdnlp.evaluation.significance import PairedTest
 from kdnlp.evaluation.tables import how_measured, report_markdown, report_rows, report_table
 from kdnlp.models.student import build_student
@@ -146,6 +146,8 @@ def test_a_model_that_ran_in_half_precision_is_compared_in_the_others_type():
     scores = dict.fromkeys(models, metrics(0.5))
     report = CompressionReport.measure(models, scores, TASK, batch_sizes=(1,), max_seconds=0.1)
     assert teacher.dtype == torch.bfloat16
+    teacher.is_quantized = True  # as a library marks it, whose weights cannot be cast
+    assert _of_one_type(models)["teacher"] is teacher
     assert report.setting.dtype == "float32"
     assert report["teacher"].size_mb == pytest.approx(report["teacher"].parameters * 4 / 1e6)
 

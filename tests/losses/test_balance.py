@@ -10,6 +10,7 @@ from torch import nn
 from kdnlp.arguments import DistillationTrainingArguments, TheseusTrainingArguments
 from kdnlp.losses.balance import BALANCERS, GradientNormBalancer, UncertaintyBalancer
 from kdnlp.models.layers import find_layers
+from kdnlp.trainers.step import lowest_trained
 
 WEIGHTS = {"task": 0.5, "logits": 2.0}
 
@@ -125,8 +126,11 @@ def test_gradient_norms_are_measured_where_something_trains(frozen, tmp_path):
     next(blocks[0].parameters()).requires_grad_(False)
     for block in blocks[: frozen - 1]:
         block.requires_grad_(False)
+    expected = [p for p in blocks[frozen - 1].parameters() if p.requires_grad]
+    assert all(a is b for a, b in zip(lowest_trained(trainer.student), expected, strict=True))
     trainer.train()
-    assert trainer.state.global_step == 2
+    factors = [e for e in trainer.state.log_history if "factor_logits" in e]
+    assert any(e["factor_logits"] != 1 for e in factors)
     blocks.requires_grad_(False)
     with pytest.raises(ValueError, match="all blocks of the student are frozen"):
         trainer.train()

@@ -150,6 +150,18 @@ def test_a_constant_distribution_correlates_with_nothing_and_is_not_nan():
         assert student.grad.abs().max() == 0  # its direction would be that of rounding
 
 
+@pytest.mark.parametrize("gap", [5, 20, 32, 51, 60, 100])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_label_that_is_out_of_the_question_is_no_cause_of_nan(gap, dtype):
+    student = torch.tensor([[4, 3, -gap], [3, 4, -gap - 0.2], [4, 2, -gap]], dtype=dtype)
+    student.requires_grad_()
+    value = correlation_distance(student, random_logits((3, 3))[1].to(dtype))
+    value.backward()
+    assert 0 <= value.item() <= 4
+    assert student.grad.isfinite().all()
+    assert student.grad.abs().max() < 10
+
+
 @pytest.mark.parametrize("name", CLASS_LOSSES)
 def test_a_student_like_its_teacher_has_nothing_to_learn(name):
     logits = random_logits()[0].requires_grad_()

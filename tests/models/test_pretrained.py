@@ -214,8 +214,11 @@ def test_a_tokenizer_without_pad_pads_with_the_end_and_the_model_knows(loader, t
 def test_the_tokenizer_is_that_of_the_subfolder(tmp_path):
     saved = tiny_model("bert", 1, **config_of(PAIR))
     save(tmp_path / "one", saved, pad_token="<one>")
+    assert load_finetuned(tmp_path, PAIR, subfolder="one")[1].pad_token == "<one>"
     save(tmp_path, saved, pad_token="<other>")
     assert load_finetuned(tmp_path, PAIR, subfolder="one")[1].pad_token == "<one>"
+    with pytest.raises(FileNotFoundError, match=r"model in .*two, got a folder without config"):
+        load_finetuned(tmp_path, PAIR, subfolder="two")
 
 
 def test_a_pad_token_that_is_there_stays(tmp_path):
