@@ -329,7 +329,7 @@ def test_latencies_are_measured_on_the_run_s_device_of_the_teacher_that_was_aske
     # Its outputs are cached: where it lies itself is no longer where the run is.
     assert devices == [torch.device("cpu")] * 2
     assert loads == [(str(teachers[0]), "main"), (str(out / "1-layers"), None)]
-    assert CompressionReport.load(out).setting.dtype == "teacher: bfloat16, 1 layer: float32"
+    assert CompressionReport.load(out).setting.dtype == "float32"  # that of the students, for both
 
 
 def test_a_student_s_folder_that_leads_elsewhere_is_refused(tmp_path):
@@ -381,5 +381,6 @@ def test_a_teacher_in_half_precision_teaches_a_student_in_full(teachers, tmp_pat
     run("distill", "--teacher", teachers[0], "--output_dir", tmp_path / "out", *FLAGS, *half)
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
     assert model.dtype == torch.float32
-    sizes = [m.size_mb for m in CompressionReport.load(tmp_path / "out").models]
-    assert sizes[0] < 1.2 * sizes[1]  # four blocks in half precision against two in full
+    teacher, student = CompressionReport.load(tmp_path / "out").models
+    for measured in (teacher, student):  # whatever the teacher ran in
+        assert measured.size_mb == pytest.approx(measured.parameters * 4 / 1e6, rel=1e-3)
