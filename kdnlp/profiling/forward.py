@@ -74,9 +74,9 @@ def _check_sizes(model: PreTrainedModel, batch_size: int, sequence_length: int) 
 
 def max_positions(model: PreTrainedModel) -> int | None:
     """The most tokens that the model has positions for; `None` where there is no such limit."""
-    rooms = {position_limit(model), position_limit(model, decoder=True)} - {None}
-    if rooms:
-        return min(room for room in rooms if room is not None)
+    tables = [position_limit(model, decoder) for decoder in (False, True)]
+    if rooms := [room for room in tables if room is not None]:
+        return min(rooms)
     if getattr(model.config, "relative_attention", False):
         return None  # DeBERTa's distances are of any length; its configuration has a number anyway
     limit = getattr(model.config, "max_position_embeddings", None)

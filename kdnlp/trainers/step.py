@@ -154,12 +154,15 @@ class WeightedLossTrainer(GuardedTrainer):
         if self.balancer is None:
             return torch.stack([weights[name] * loss for name, loss in components.items()]).sum()
         reference: list[nn.Parameter] = []
+        share = 1 / self.current_gradient_accumulation_steps
+        scale: torch.Tensor | float = share
         if isinstance(self.balancer, GradientNormBalancer):
             reference = lowest_trained(self.student)
+            if self.accelerator.scaler is not None:  # whose own number would have to be waited for
+                scale = self.accelerator.scaler.scale(
+                    torch.full((), share, device=self.args.device)
+                )
         mean = partial(self.accelerator.reduce, reduction="mean")
-        scaler, scale = self.accelerator.scaler, 1 / self.current_gradient_accumulation_steps
-        if scaler is not None:
-            scale = scaler.scale(torch.tensor(scale, device=self.args.device))
         total, factors = self.balancer(components, weights, reference, mean, scale)
         self.record({f"factor_{name}": factor.float() for name, factor in factors.items()})
         return total

@@ -100,10 +100,9 @@ def stale_files(there: Iterable[str], sent: Iterable[str]) -> list[str]:
             them, the repository's stays.
     """
     sent = set(sent)
-    kinds = [
-        *_OF_THE_WEIGHTS,
-        *(["tokenizer"] if any(_is_of(n, "tokenizer") for n in sent) else []),
-    ]
+    kinds = list(_OF_THE_WEIGHTS)
+    if any(_is_of(name, "tokenizer") for name in sent):
+        kinds.append("tokenizer")
     return [n for n in there if n not in sent and any(_is_of(n, kind) for kind in kinds)]
 
 

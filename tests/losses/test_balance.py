@@ -113,6 +113,16 @@ def test_gradients_that_half_precision_would_lose_are_measured_at_a_scale():
         assert ratio == pytest.approx(15 if known else 1, rel=0.1)
 
 
+def test_gradients_are_measured_at_the_size_that_they_have_in_the_step():
+    parameter, weights = (
+        nn.Parameter(torch.zeros(1, dtype=torch.float16)),
+        {"task": 0.5, "logits": 1e-3},
+    )
+    both = half_losses(parameter)  # 30 * 4096 is more than half precision holds
+    _, factors = GradientNormBalancer(weights)(both, weights, [parameter], same, 4096.0)
+    assert factors["task"].item() / factors["logits"].item() == pytest.approx(15, rel=0.01)
+
+
 def half_losses(parameter):
     """Those of `losses`, in float32 behind a parameter in half precision, as under autocast."""
     return losses(parameter.float())

@@ -21,6 +21,7 @@ from kdnlp.losses import (
     total_variation,
 )
 from kdnlp.losses.class_logits import ClassLogitsLoss
+from kdnlp.losses.correlation import pearson_distance
 
 CLASS_LOSSES = {name: c for name, c in LOSSES.items() if issubclass(c, ClassLogitsLoss)}
 TEMPERATURES = [0.5, 1.0, 4.0]
@@ -148,6 +149,16 @@ def test_a_constant_distribution_correlates_with_nothing_and_is_not_nan():
         value.backward()
         assert value.item() == pytest.approx(2.0)
         assert student.grad.abs().max() == 0  # its direction would be that of rounding
+
+
+@pytest.mark.parametrize("items", range(3, 12))
+def test_what_varies_by_rounding_alone_counts_as_constant(items):
+    one = torch.tensor([0.7, 0.1, 0.2]).softmax(-1)
+    student = one.repeat(items, 1).requires_grad_()  # whose mean is not always what each of them is
+    value = pearson_distance(student, random_logits((items, 3))[1].float(), dim=0)
+    value.sum().backward()
+    assert value.tolist() == [1, 1, 1]
+    assert student.grad.abs().max() == 0
 
 
 @pytest.mark.parametrize("gap", [5, 20, 32, 51, 60, 100])

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from settings import tiny_batch, tiny_model
+from transformers import LEDConfig, LEDForConditionalGeneration
 
 from kdnlp.profiling import latency, rounds
 from kdnlp.profiling.forward import max_positions
@@ -242,6 +243,14 @@ def test_distances_alone_know_no_longest_text():
     assert max_positions(tiny_model("deberta-v2", 1, **relative)) is None
     assert max_positions(tiny_model("deberta-v2", 1, max_position_embeddings=20)) == 20
     assert max_positions(tiny_model("roberta", 1, max_position_embeddings=20, pad_token_id=1)) == 18
+
+
+def test_a_decoder_s_table_counts_too():
+    sizes = {f"{side}_{n}": 2 for side in ("encoder", "decoder") for n in ("layers", "ffn_dim")}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    tables = {"max_encoder_position_embeddings": 64, "max_decoder_position_embeddings": 16}
+    config = LEDConfig(vocab_size=40, d_model=8, attention_window=4, **sizes, **heads, **tables)
+    assert max_positions(LEDForConditionalGeneration(config)) == 16
 
 
 def test_the_shortest_positions_of_all_models_count(fake):

@@ -134,6 +134,8 @@ def test_blocks_that_share_their_weights_are_found_once_and_counted_every_time()
     model = AlbertForSequenceClassification(config).eval()
     (block,) = find_blocks(model)
     assert count_blocks(model) == 3
+    twice = AlbertConfig(**{**config.to_dict(), "inner_group_num": 2})
+    assert count_blocks(AlbertForSequenceClassification(twice)) == 6
     assert count_parts(model).blocks == sum(p.numel() for p in block.parameters())
     single = AlbertConfig(**{**config.to_dict(), "num_hidden_layers": 1})
     one = AlbertForSequenceClassification(single).eval()
