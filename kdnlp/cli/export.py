@@ -48,7 +48,8 @@ def main(command: str, argv: Sequence[str]) -> None:
     facts = export_model(model, tokenizer, options.output_dir, settings, name=name, **rows)
     print_facts(facts)
     Console().print(f"Model, tokenizer and {EXPORT_JSON} are in {options.output_dir}.")
-    latency = latency_command(options.model, settings)
+    attention = "sdpa" if model._supports_sdpa else "eager"
+    latency = latency_command(options.model, settings, attention)
     if latency is not None:
         Console().print(f"For its latency beside the model's:\n{latency}", soft_wrap=True)
 
@@ -130,9 +131,9 @@ def print_facts(facts: dict[str, Any]) -> None:
     Console().print(f"{equality_words(facts['gate'])}.")
 
 
-def latency_command(model: str, settings: ExportSettings) -> str | None:
+def latency_command(model: str, settings: ExportSettings, attention: str = "sdpa") -> str | None:
     """What to type for the latency of a graph beside its model's; `None` for other formats."""
     if settings.format != "onnx":
         return None
     graphs = "onnx" if settings.quantize is None else "onnx,onnx-int8"
-    return shlex.join(["kdnlp", "profile", model, "--runtimes", f"sdpa,{graphs}"])
+    return shlex.join(["kdnlp", "profile", model, "--runtimes", f"{attention},{graphs}"])

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from kdnlp.cli.parsing import PlainParser
 from kdnlp.files import replace_text
-from kdnlp.uploads.card_check import CARD, check_card, for_repo
+from kdnlp.uploads.card_check import CARD, check_card, for_repo, on_branch
 from kdnlp.uploads.export_section import with_export
 from kdnlp.uploads.license import as_license, check_stated, with_own_license
 from kdnlp.uploads.plain_folder import check_complete
@@ -39,7 +39,7 @@ def main(command: str, argv: Sequence[str]) -> None:
         return
     hub()
     repo_id = claim_repo(options.repo_id, private=options.private or None)
-    card = with_export(for_repo(card, repo_id), folder, files)
+    card = on_branch(with_export(for_repo(card, repo_id), folder, files), options.revision)
     if str(card) != (folder / CARD).read_text(encoding="utf-8"):
         replace_text(folder / CARD, str(card))
     commit = send(folder, files, repo_id, options.commit_message, revision=options.revision)

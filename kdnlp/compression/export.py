@@ -38,6 +38,7 @@ from kdnlp.models.onnx_graph import (
     quantize_onnx,
     require_onnx,
 )
+from kdnlp.profiling.forward import max_positions
 from kdnlp.profiling.size import BYTES_PER_MB, weights_size_mb
 from kdnlp.weights import EXPORT_JSON, SOURCE_DIGEST, read_export, weights_digest
 
@@ -281,7 +282,8 @@ def _source(
     if task is not None and splits is not None:
         rows = splits[task.eval_splits[0]]
     else:
-        encoded = tokenizer(list(texts or []), truncation=True)
+        most = min(tokenizer.model_max_length, max_positions(model) or tokenizer.model_max_length)
+        encoded = tokenizer(list(texts or []), truncation=True, max_length=most)
         rows = Dataset.from_dict({name: encoded[name] for name in input_columns(tokenizer)})
     count = min(settings.num_rows, len(rows))
     spread = rows.select([number * len(rows) // count for number in range(count)])

@@ -1,11 +1,14 @@
 """What `kdnlp.compression.gate` runs in a process of its own, where kdnlp cannot be imported.
 
-It reads a job as JSON from standard input, and its last line of output is JSON.
+It reads a job as JSON from standard input, its last line of output is JSON, and the logits, which
+may be many, are in the file of arrays that the job names.
 """
 
 import json
 import sys
 from typing import Any
+
+import numpy
 
 
 def main() -> None:
@@ -15,15 +18,15 @@ def main() -> None:
     sys.modules["kdnlp"] = None  # type: ignore[assignment]
     sys.path[:] = [place for place in sys.path if place]
     run = run_graph if job["auto_class"] is None else run_model
-    found = run(job)
+    found, logits = run(job)
+    numpy.savez(job["answers"], **logits)
     own = [n for n, module in sys.modules.items() if n.startswith("kdnlp") and module is not None]
     print(json.dumps({**found, "kdnlp": own}))
 
 
-def run_graph(job: dict[str, Any]) -> dict[str, Any]:
+def run_graph(job: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """An ONNX graph: torch is not there."""
     sys.modules["torch"] = None  # type: ignore[assignment]
-    import numpy
     import onnxruntime
 
     session = onnxruntime.InferenceSession(
@@ -34,12 +37,11 @@ def run_graph(job: dict[str, Any]) -> dict[str, Any]:
         value.name: numpy.array(job["batch"][value.name], numpy.int64)
         for value in session.get_inputs()
     }
-    values = session.run(names, feed)
-    logits = {name: value.tolist() for name, value in zip(names, values, strict=True)}
-    return {"class": None, "missing": [], "unexpected": [], "logits": logits, **read_probe(job)}
+    logits = dict(zip(names, session.run(names, feed), strict=True))
+    return {"class": None, "missing": [], "unexpected": [], **read_probe(job)}, logits
 
 
-def run_model(job: dict[str, Any]) -> dict[str, Any]:
+def run_model(job: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """A model of transformers."""
     import torch
     import transformers
@@ -52,13 +54,12 @@ def run_model(job: dict[str, Any]) -> dict[str, Any]:
     with torch.no_grad():
         found = model.eval()(**batch, return_dict=True)
     names = [name for name in ("logits", "start_logits", "end_logits") if name in found]
-    return {
+    said = {
         "class": type(model).__name__,
         "missing": sorted(info["missing_keys"]),
         "unexpected": sorted(info["unexpected_keys"]),
-        "logits": {name: found[name].float().tolist() for name in names},
-        **read_probe(job),
     }
+    return {**said, **read_probe(job)}, {name: found[name].float().numpy() for name in names}
 
 
 def read_probe(job: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -184,13 +185,13 @@ def check_plain_folder(
         "probe": PROBE,
         "threads": torch.get_num_threads(),
     }
-    found = _run_afresh(job)
+    found, there = _run_afresh(job)
     faults = [f"{k} is {found[k]}" for k in ("missing", "unexpected", "kdnlp") if found[k]]
     if found["class"] not in (None, type(model).__name__):
         faults.append(f"it loads as {found['class']}")
     if found["probe_ids"] != tokenizer(PROBE)["input_ids"]:
         faults.append("the tokenizer reads a text otherwise")
-    here, there = exported(batch), found["logits"]
+    here = exported(batch)
     far = [n for n in here if not np.allclose(here[n], there.get(n, np.nan), rtol=1e-3, atol=1e-4)]
     faults += [f"its {name} are others than here" for name in far]
     if faults:
@@ -200,23 +201,27 @@ def check_plain_folder(
         )
 
 
-def _run_afresh(job: Mapping[str, Any]) -> dict[str, Any]:
+def _run_afresh(job: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """What a process without kdnlp finds, and its logits by name."""
     script = Path(__file__).with_name("fresh_process.py").read_text(encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        input=json.dumps(job),
-        capture_output=True,
-        text=True,
-        timeout=_FRESH_SECONDS,
-        check=False,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )
-    if done.returncode != 0:
-        raise ExportMismatch(
-            "Expected the export to load in a process without kdnlp, got an error there: "
-            f"{done.stderr.strip()[-1500:]}\nNothing of it is kept."
+    with tempfile.TemporaryDirectory() as folder:
+        answers = Path(folder, "answers.npz")
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            input=json.dumps({**job, "answers": str(answers)}),
+            capture_output=True,
+            text=True,
+            timeout=_FRESH_SECONDS,
+            check=False,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
         )
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+        if done.returncode != 0:
+            raise ExportMismatch(
+                "Expected the export to load in a process without kdnlp, got an error there: "
+                f"{done.stderr.strip()[-1500:]}\nNothing of it is kept."
+            )
+        with np.load(answers) as logits:
+            return json.loads(done.stdout.splitlines()[-1]), dict(logits)
 
 
 def _items(

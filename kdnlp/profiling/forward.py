@@ -5,6 +5,7 @@ import inspect
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
+from kdnlp.models.heads import task_kind
 from kdnlp.models.positions import position_limit
 
 _SPECIAL_IDS = ("pad", "bos", "eos", "cls", "sep", "decoder_start")
@@ -23,13 +24,16 @@ def example_inputs(
 
     Returns:
         `input_ids`, `attention_mask` and `decoder_input_ids`, as far as the model takes them, each
-        of shape `(batch_size, sequence_length)`, on the model's device.
+        of shape `(batch_size, sequence_length)`, on the model's device; for multiple choice
+        `(batch_size, 1, sequence_length)`, an example being one choice.
 
     Raises:
         ValueError: if a size is below 1 or the sequence exceeds the model's positions.
     """
     _check_sizes(model, batch_size, sequence_length)
     ids = _word_ids(model.config, sequence_length).to(model.device).repeat(batch_size, 1)
+    if task_kind(model) == "multiple_choice":
+        ids = ids[:, None]
     accepted = inspect.signature(model.forward).parameters
     candidates = {
         "input_ids": ids,

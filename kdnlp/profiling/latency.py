@@ -119,11 +119,12 @@ def measure_latency(
     # A deadline per batch size, so that a slow large batch cannot use up a small one's share.
     seconds = None if max_seconds is None else max_seconds / len(batch_sizes)
     rows: list[LatencyRow] = []
-    with ExitStack() as stack, torch.inference_mode():
+    with ExitStack() as stack:
         there = {
             name: stack.enter_context(placed(model, target, dtype))
             for name, model in models.items()
         }
+        stack.enter_context(torch.inference_mode())  # under which quantized weights do not move
         for size in batch_sizes:
             inputs = {
                 name: example_inputs(model, size, sequence_length) for name, model in there.items()

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from kdnlp.profiling.placed import synchronize
 from kdnlp.profiling.quiet_profiler import quiet_profile
-from kdnlp.profiling.size import BYTES_PER_MB
+from kdnlp.profiling.size import BYTES_PER_MB, num_bytes
 
 _CPU = 0
 """What the profiler calls the device type of main memory."""
@@ -50,7 +50,7 @@ def measure_peak_memory(model: PreTrainedModel, inputs: Mapping[str, torch.Tenso
         inputs: keyword arguments of its forward.
     """
     tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    weights = sum(t.numel() * t.element_size() for t in tensors.values())
+    weights = sum(map(num_bytes, tensors.values()))
     on_gpu = model.device.type == "cuda"
     with torch.inference_mode():
         peak = _peak_on_gpu(model, inputs) if on_gpu else _peak_on_cpu(model, inputs)

@@ -32,6 +32,9 @@ def placed(
             # Casting back would not restore the bits that a narrower dtype drops.
             yield nn.Module.to(copy.deepcopy(model), device=device, dtype=dtype)
             return
+        if device == home:
+            yield model  # torchao's quantized weights cannot be set anew under inference mode
+            return
         try:
             yield nn.Module.to(model, device)
         finally:

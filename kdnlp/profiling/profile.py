@@ -216,8 +216,9 @@ def profile_models(
     }
     seconds = None if max_seconds is None else max_seconds / (len(lengths) * len(batch_sizes))
     cells: dict[str, list[ProfileCell]] = {name: [] for name in models}
-    with ExitStack() as stack, torch.inference_mode():
+    with ExitStack() as stack:
         there = {name: stack.enter_context(placed(m, target, dtype)) for name, m in models.items()}
+        stack.enter_context(torch.inference_mode())  # under which quantized weights do not move
         size_mb = {name: weights_size_mb(model) for name, model in there.items()}
         for length in lengths:
             for size in batch_sizes:
@@ -276,7 +277,7 @@ def _cell(
     flops: dict[str, int],
 ) -> ProfileCell:
     ids = inputs["input_ids"]
-    row = latency_row(name, ids.shape[0], ids.shape[1], milliseconds)
+    row = latency_row(name, ids.shape[0], ids.shape[-1], milliseconds)
     return ProfileCell(
         latency=row,
         flops=flops,

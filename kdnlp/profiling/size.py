@@ -1,11 +1,13 @@
 """How many parameters a model has, and how many megabytes its weights take."""
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 BYTES_PER_MB = 1_000_000
 
@@ -59,7 +61,16 @@ def weights_size_mb(model: nn.Module) -> float:
         for tensor in model.state_dict(keep_vars=True).values()
         if isinstance(tensor, torch.Tensor)
     }
-    return sum(t.numel() * t.element_size() for t in tensors.values()) / BYTES_PER_MB
+    return sum(map(num_bytes, tensors.values())) / BYTES_PER_MB
+
+
+def num_bytes(tensor: torch.Tensor) -> int:
+    """What a tensor takes in memory; of a quantized one, its integers and their scales."""
+    flatten = getattr(tensor, "__tensor_flatten__", None)
+    if flatten is None:
+        return tensor.numel() * tensor.element_size()
+    parts, _ = flatten()
+    return sum(num_bytes(getattr(tensor, part)) for part in parts)
 
 
 def disk_size_mb(folder: str | os.PathLike[str]) -> float:
@@ -67,12 +78,13 @@ def disk_size_mb(folder: str | os.PathLike[str]) -> float:
 
     Args:
         folder: where `save_pretrained` wrote the model, in one `model.safetensors` or in shards.
-            Tokenizer, optimizer and checkpoints in folders below are not counted.
+            What transformers would load is counted: no shards of another save, no tokenizer or
+            optimizer, and no checkpoints in folders below.
 
     Raises:
         FileNotFoundError: if the folder holds no such file.
     """
-    files = sorted(Path(folder).glob("model*.safetensors"))
+    files = _weight_files(Path(folder))
     if not files:
         raise FileNotFoundError(
             f"Expected model.safetensors, or its shards, in {os.fspath(folder)}, found neither. "
@@ -80,3 +92,14 @@ def disk_size_mb(folder: str | os.PathLike[str]) -> float:
             "with model.save_pretrained(folder)."
         )
     return sum(file.stat().st_size for file in files) / BYTES_PER_MB
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """What `from_pretrained` reads of a folder: the one file, or the shards of its index."""
+    single, index = folder / SAFE_WEIGHTS_NAME, folder / SAFE_WEIGHTS_INDEX_NAME
+    if single.is_file():
+        return [single]
+    if not index.is_file():
+        return []
+    shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+    return [folder / name for name in sorted(set(shards))]

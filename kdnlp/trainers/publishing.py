@@ -16,7 +16,7 @@ import kdnlp
 from kdnlp.data.preparation import KINDS
 from kdnlp.files import replace_text
 from kdnlp.trainers.durable import DurableTrainer
-from kdnlp.uploads.card_check import CARD, check_card, for_repo, own_id_line
+from kdnlp.uploads.card_check import CARD, check_card, for_repo, on_branch, own_id_line
 from kdnlp.uploads.export_section import with_export
 from kdnlp.uploads.license import (
     NO_LICENSE,
@@ -139,7 +139,8 @@ class PublishingTrainer(DurableTrainer):
         self.create_model_card(**kwargs)
         self._finish_current_push()
         folder = Path(str(self.args.output_dir))
-        files = _checked_files(folder)
+        revision = revision or self.args.hub_revision
+        files = _checked_files(folder, revision)
         return self._send(folder, files, commit_message, blocking, token, revision)
 
     def _send(
@@ -184,7 +185,7 @@ class PublishingTrainer(DurableTrainer):
         stage = _stage(checkpoint, Path(str(args.output_dir), STAGE, checkpoint.name))
         self._write_card(stage)
         try:
-            files = _checked_files(stage)
+            files = _checked_files(stage, args.hub_revision)
         except ValueError as error:
             shutil.rmtree(stage)
             logger.warning("%s is not pushed; the model is at the end. %s", checkpoint, error)
@@ -288,15 +289,15 @@ class PublishingTrainer(DurableTrainer):
         return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}"))
 
 
-def _checked_files(folder: Path) -> list[Path]:
+def _checked_files(folder: Path, branch: str | None) -> list[Path]:
     """What goes of a folder, if its card and its model are whole and its licence is known.
 
-    The card then tells of a graph that goes along.
+    The card then tells of a graph that goes along, and of the branch that it goes to.
     """
     card = check_card((folder / CARD).read_text(encoding="utf-8"))
     check_stated(card, folder)
     files = with_own_license(check_complete(folder), card, folder)
-    told = str(with_export(card, folder, files))
+    told = str(on_branch(with_export(card, folder, files), branch))
     if told != str(card):
         replace_text(folder / CARD, told)
     return files

@@ -131,6 +131,23 @@ def for_repo(card: ModelCard, repo_id: str) -> ModelCard:
     return ModelCard(text.replace(said[0], own_id_line(repo_id)))
 
 
+def on_branch(card: ModelCard, branch: str | None) -> ModelCard:
+    """The card of a model on a branch of its repository, where the card loads it.
+
+    >>> text = own_id_line("me/small") + ' from_pretrained("me/small"), from_pretrained("base")'
+    >>> on_branch(ModelCard(text), "int8").text.partition(" ")[2].rpartition("> ")[2]
+    'from_pretrained("me/small", revision="int8"), from_pretrained("base")'
+    """
+    own = own_id_of(card)
+    if own is None:
+        return card
+    loads = re.compile(
+        rf'(\b(?:from_pretrained|snapshot_download)\("{re.escape(own)}")(?:, revision="[^"]*")?'
+    )
+    named = "" if branch in (None, "main") else f', revision="{branch}"'
+    return ModelCard(loads.sub(lambda call: f"{call[1]}{named}", str(card)))
+
+
 def _is_open(value: object) -> bool:
     if isinstance(value, (list, tuple)):
         return not value or any(_is_open(item) for item in value)

@@ -30,6 +30,7 @@ from kdnlp.compression.settings import ExportSettings
 from kdnlp.data.preparation import prepare
 from kdnlp.data.synthetic import build_config, build_tokenizer, generate
 from kdnlp.models.onnx_graph import OnnxModel
+from kdnlp.profiling.profile import profile_models
 from kdnlp.profiling.runtimes import RUNTIMES
 from kdnlp.uploads.card_check import own_id_line
 from kdnlp.uploads.export_section import with_export
@@ -156,6 +157,8 @@ def test_the_log_and_the_end_say_what_was_found_and_what_to_type_next(
     assert shown.endswith(f"kdnlp profile {model_folder} --runtimes sdpa,onnx\n")
     int8 = ExportSettings(quantize="dynamic-int8")
     assert latency_command("m", int8) == "kdnlp profile m --runtimes sdpa,onnx,onnx-int8"
+    eager = latency_command("m", ExportSettings(), "eager")
+    assert eager == "kdnlp profile m --runtimes eager,onnx"
     assert latency_command("m", ExportSettings(format="safetensors")) is None
     assert set(latency_command("m", int8).rpartition(" ")[2].split(",")) <= set(RUNTIMES)
 
@@ -263,6 +266,20 @@ def test_int8_by_torchao_loads_with_transformers_alone(model_folder, tmp_path):
     assert sum(t.nbytes for t in weights.values()) / 1e6 < 0.9 * facts["size_mb"]["original"]
     assert facts["gate"]["largest_difference"] > 0
     assert "torchao" in facts["versions"]
+    small = AutoModelForSequenceClassification.from_pretrained(tmp_path / "x").eval()
+    whole = AutoModelForSequenceClassification.from_pretrained(model_folder)
+    profile = profile_models(
+        {"model": whole, "int8": small},
+        (1,),
+        (8,),
+        num_warmup=1,
+        num_repeats=3,
+        folders={"int8": tmp_path / "x"},
+    )
+    int8 = profile.models[1]
+    data = sum(t.nbytes for t in weights.values()) / 1e6
+    assert data <= int8.size_mb < 1.2 * data < profile.reference.size_mb
+    assert int8.disk_size_mb > int8.size_mb
 
 
 def test_torchao_is_asked_for_where_it_is_missing(model_folder, tmp_path, monkeypatch):
@@ -284,6 +301,17 @@ def test_texts_alone_are_compared_without_a_metric(tmp_path):
     assert facts["gate"]["rows"] == 2
     assert facts["gate"]["largest_difference"] == 0
     assert not {"metrics", "task"} & set(facts)
+
+
+def test_texts_are_cut_at_the_models_positions(tmp_path):
+    config = build_config(1, 16, num_heads=2, intermediate_size=24)
+    config.max_position_embeddings = 12
+    folder = saved(tmp_path / "short", BertForMaskedLM(config))
+    flags = ("--format", "safetensors", "--dtype", "float32", "--output_dir", tmp_path / "x")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "check_plain_folder", lambda *arguments: None)
+        run(folder, "--texts", " ".join(TEXTS * 4), *flags)
+    assert read(tmp_path / "x")["gate"]["rows"] == 1
 
 
 def test_without_a_task_a_model_must_say_what_its_head_is(model_folder, tmp_path):
@@ -400,7 +428,7 @@ def test_every_kind_of_task_is_exported_and_measured(kind, quantized, tmp_path):
 
 def test_the_fresh_process_cannot_import_kdnlp():
     script = Path(export.__file__).with_name("fresh_process.py").read_text()
-    source = script.replace("found = run(job)", "import kdnlp")
+    source = script.replace("found, logits = run(job)", "import kdnlp")
     done = subprocess.run(
         [sys.executable, "-c", source],
         input='{"auto_class": "AutoModel"}',

@@ -255,6 +255,18 @@ def test_a_card_loads_the_repository_that_it_lies_in_and_others_by_their_own_nam
         assert own_id_line(name) in there
 
 
+def test_the_card_of_a_branch_loads_that_branch_and_the_one_of_main_none(hub, folder):
+    (folder / "README.md").write_text(CARD + USE.format(own="run", line=own_id_line("run")))
+    graph_of(folder)
+    for branch, named in (("int8", ', revision="int8"'), ("main", ""), ("x", ', revision="x"')):
+        push(folder, "--revision", branch)
+        there = hub.repos["me/small"].files(branch)["README.md"].decode()
+        assert there.count("revision=") == (0 if branch == "main" else 3)
+        assert f'SequenceClassification.from_pretrained("me/small"{named})' in there
+        assert f'from_pretrained("me/small"{named}, trust_remote_code=True)' in there
+        assert f'snapshot_download("me/small"{named}, allow_patterns=' in there
+
+
 def test_a_card_tells_of_the_graph_that_goes_along_and_of_none_that_does_not(hub, folder):
     own = CARD + USE.format(own="run", line=own_id_line("run")) + "\n## Training\n\nLong.\n"
     (folder / "README.md").write_text(own)

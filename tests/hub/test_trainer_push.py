@@ -111,12 +111,19 @@ def test_save_model_publishes_as_the_stock_trainer_does(hub, tmp_path):
     assert hub.repos["me/small"].messages[1:] == ["Model save"]
 
 
+def card_of(hub, branch):
+    return hub.repos["me/small"].files(branch)["README.md"].decode()
+
+
 def test_a_push_in_the_background_and_to_a_branch(hub, tmp_path):
     trainer = pushing("finetuning", tmp_path / "run", hub_revision="seed-3")
     trainer.train()
     assert trainer.push_to_hub(blocking=False).result(60).commit_message == "End of training"
     assert hub.names("me/small") == set()
     assert hub.names("me/small", "seed-3") == WHOLE
+    assert 'from_pretrained("me/small", revision="seed-3")' in card_of(hub, "seed-3")
+    trainer.push_to_hub(revision="main")
+    assert 'from_pretrained("me/small")' in card_of(hub, "main")
 
 
 def test_checkpoints_are_published_as_plain_models_and_the_rest_stays(hub, tmp_path):

@@ -2,9 +2,11 @@ import json
 
 import pytest
 import torch
+import transformers
 from settings import tiny_model
 from transformers import BertConfig, BertForSequenceClassification
 
+from kdnlp.data.synthetic import build_config
 from kdnlp.evaluation.profile_report import save_profile
 from kdnlp.models.student import build_student
 from kdnlp.profiling.flops import flops_per_example
@@ -187,6 +189,18 @@ def test_what_cannot_be_measured_is_refused_before_time_is_spent(
     monkeypatch.setattr("kdnlp.profiling.profile.time_rounds", None)
     with pytest.raises(error, match=message):
         profile_models({"m": tiny_model("bert", 1)}, **values)
+
+
+def test_a_choice_is_an_example_of_a_model_for_multiple_choice():
+    options = {"batch_sizes": (1, 3), "lengths": (8,), **QUICK}
+    choice, one = (
+        profile_model(getattr(transformers, f"BertFor{head}")(build_config(2, 32)), **options)
+        for head in ("MultipleChoice", "SequenceClassification")
+    )
+    shapes = [(c.latency.batch_size, c.latency.sequence_length) for c in choice.cells]
+    assert shapes == [(1, 8), (3, 8)]
+    for ours, theirs in zip(choice.cells, one.cells, strict=True):
+        assert ours.flops["attention"] == theirs.flops["attention"] > 0
 
 
 @pytest.mark.gpu

@@ -1,9 +1,11 @@
 import json
+import shutil
 
 import pytest
 import torch
 from settings import tiny_model
 from torch import nn
+from torch.testing._internal.two_tensor import TwoTensor
 from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
 
 from kdnlp.models.student import build_student
@@ -144,6 +146,27 @@ def test_shards_are_summed_and_other_files_are_not(tmp_path):
     assert disk_size_mb(tmp_path) == sum(shard.stat().st_size for shard in shards) / 1e6
     data = sum(shard.stat().st_size - header_bytes(shard) for shard in shards)
     assert weights_size_mb(model) == pytest.approx(data / 1e6)
+
+
+def test_what_an_earlier_save_left_behind_is_not_counted(tmp_path):
+    tiny_model("bert", num_layers=1).save_pretrained(tmp_path, max_shard_size="20KB")
+    shards = sorted(tmp_path.glob("model-*.safetensors"))
+    (tmp_path / "model-00099-of-00099.safetensors").write_bytes(bytes(10_000))
+    assert disk_size_mb(tmp_path) == sum(shard.stat().st_size for shard in shards) / 1e6
+    # A file of all weights goes before any shards, as it does for transformers.
+    model = tiny_model("bert", num_layers=2)
+    model.save_pretrained(tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path, dirs_exist_ok=True)
+    whole = tmp_path / "model.safetensors"
+    assert disk_size_mb(tmp_path) == whole.stat().st_size / 1e6
+    loaded = BertForSequenceClassification.from_pretrained(tmp_path)
+    assert weights_size_mb(loaded) == weights_size_mb(model)
+
+
+def test_a_tensor_of_several_weighs_what_they_do():
+    one = nn.Linear(3, 4, bias=False)
+    one.weight = nn.Parameter(TwoTensor(torch.zeros(4, 3), torch.zeros(4, 3)))
+    assert weights_size_mb(one) * 1e6 == 2 * 4 * 12
 
 
 @pytest.mark.parametrize("folder", [".", "not there"])
