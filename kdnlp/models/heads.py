@@ -59,6 +59,18 @@ def task_kind(model: PreTrainedModel, labels: Any = None) -> str:
     return str(problem)
 
 
+def check_named_outputs(*models: Any) -> None:
+    """Raise `ValueError` if a model gives its outputs without their names; `None` is no model."""
+    for model in models:
+        for member in getattr(model, "members", [model]):
+            if getattr(getattr(member, "config", None), "return_dict", True) is False:
+                raise ValueError(
+                    f"Expected outputs by name, got return_dict=False in the configuration of "
+                    f"{type(member).__name__}: losses would find no logits among what it returns. "
+                    "Set model.config.return_dict = True."
+                )
+
+
 def as_items(
     outputs: Mapping[str, Any], batch: Mapping[str, Any], task: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -17,7 +17,7 @@ from kdnlp.losses import DistillationLoss
 from kdnlp.losses.balance import BALANCERS, GradientNormBalancer
 from kdnlp.models.alignment import input_names
 from kdnlp.models.capture import hooks_noticed
-from kdnlp.models.heads import task_kind
+from kdnlp.models.heads import check_named_outputs, task_kind
 from kdnlp.models.precision import restore_forward, wrapped_forward
 from kdnlp.trainers.cached import check_rows, use_cache
 from kdnlp.trainers.intermediate import IntermediateOutputs, layers_read
@@ -354,6 +354,7 @@ class CompressionTrainer(PublishingTrainer):
                 "and are lost. Load it with dtype=torch.float32, and use bf16=True for speed.",
                 ", ".join(map(str, half)),
             )
+        check_named_outputs(model, self.partner)
         features = getattr(self.train_dataset, "features", None) or {}
         self.task = task_kind(model, features.get("labels"))
         if self.args.label_smoothing_factor and self.task in _NOT_SMOOTHED:

@@ -158,6 +158,12 @@ DISTILLATION = {
         lambda: tiny_model("distilbert", 2),
         options={"train_dataset": tiny_dataset().add_column("token_type_ids", [[0] * 6] * 32)},
     ),
+    "a teacher whose outputs have no names": Case(
+        "DistillationTrainer",
+        ("outputs by name", "got return_dict=False", "find no logits", "config.return_dict = True"),
+        lambda: tiny_model("bert", 2),
+        lambda: predecessor(return_dict=False),
+    ),
     "a loss with parameters under a search for unused ones": Case(
         "DistillationTrainer",
         ("A loss with parameters", "ddp_find_unused_parameters=True", "twice", "Leave it unset"),
