@@ -336,6 +336,7 @@ SET = {
         "final_loss_weights": '{"logits": 2}',
         "loss_weights_schedule": "step",
         "loss_balancing": "uncertainty",
+        "baseline_learning_rate": 2e-5,
         "shard_teacher": False,
         "teacher_precision": "bfloat16",
         "compile_teacher": True,
@@ -417,6 +418,10 @@ def test_a_baseline_has_the_same_budget_and_is_never_pushed(cls, tmp_path):
     assert type(baseline) is CompressionTrainingArguments
     ours, theirs = args.to_dict(), baseline.to_dict()
     differ = {name for name in theirs if theirs[name] != ours[name]}
+    rate = SET[cls].get("baseline_learning_rate")
+    assert ("learning_rate" in differ) == (rate is not None)
+    assert baseline.learning_rate == (rate or args.learning_rate)
+    differ -= {"learning_rate"}
     assert differ - {"overwrite_output_dir"} == {"output_dir", "push_to_hub", "hub_model_id"}
     assert (baseline.push_to_hub, baseline.hub_model_id) == (False, None)
     assert baseline.output_dir == str(tmp_path / "baseline")

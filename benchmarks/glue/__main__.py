@@ -43,9 +43,9 @@ def main(argv: list[str] | None = None) -> int:
     work = options.work / options.study
     place = Place(options.data_dir, options.model, work, options.device, options.bf16)
     grid, folder = studies[options.study], options.results / options.study
-    if options.quick:
-        return run_quick(options.quick, grid, Results(folder / grid.setting), place)
     own, results = options.results == RESULTS, Results(folder / place.setting)
+    if options.quick:
+        return run_quick(options.quick, grid, committed(grid) if own else results, place)
     if own and options.grid != GRID:
         raise SystemExit(f"{RESULTS} holds results of {GRID}. Give --results another folder.")
     failed = {}

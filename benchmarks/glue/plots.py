@@ -51,7 +51,7 @@ def kept_of(
         for method in (BASELINE, best):
             share = None if method is None else summary.kept(method)
             if method is not None and share is not None:
-                kept[method, blocks] = share
+                kept[method, blocks] = share.mean
     return kept if len(kept) > 1 else {}
 
 

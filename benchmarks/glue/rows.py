@@ -26,6 +26,7 @@ class Row:
         holdout: by seed, the same on the hold-out.
         steps: optimizer steps of one cell.
         teacher_score: on the validation split.
+        teacher_holdout: on the hold-out.
     """
 
     task: str
@@ -36,6 +37,7 @@ class Row:
     holdout: dict[int, float]
     steps: int
     teacher_score: float
+    teacher_holdout: float
 
     @property
     def mean(self) -> float:
@@ -47,10 +49,10 @@ class Row:
         """The standard deviation over seeds, in percent; `None` for one seed."""
         return _deviation([100 * score for score in self.scores.values()])
 
-    @property
-    def kept(self) -> float:
-        """Percent of the teacher's score, of the mean over seeds."""
-        return self.mean / self.teacher_score
+    def kept(self, split: str = "scores") -> "Share":
+        """What of the teacher's score is kept, on the split `scores` or `holdout`."""
+        whole = self.teacher_score if split == "scores" else self.teacher_holdout
+        return Share({seed: 100 * own / whole for seed, own in getattr(self, split).items()})
 
     def over(self, other: "Row", split: str = "scores") -> "Difference":
         """This row's scores minus another's, seed by seed, where both have one.
@@ -62,6 +64,34 @@ class Row:
         own, theirs = getattr(self, split), getattr(other, split)
         seeds = sorted(set(own) & set(theirs))
         return Difference({seed: 100 * (own[seed] - theirs[seed]) for seed in seeds})
+
+
+@dataclass(frozen=True)
+class Share:
+    """What rows keep of their teachers' scores.
+
+    Attributes:
+        each: by seed, in percent.
+        of_all: the mean where that is not of these seeds alone.
+    """
+
+    each: dict[int, float]
+    of_all: float | None = None
+
+    @property
+    def mean(self) -> float:
+        """The mean over seeds."""
+        return float(np.mean(list(self.each.values()))) if self.of_all is None else self.of_all
+
+    @property
+    def deviation(self) -> float | None:
+        """The standard deviation over seeds; `None` for fewer than two."""
+        return _deviation(list(self.each.values()))
+
+    @classmethod
+    def mean_of(cls, shares: Sequence["Share"]) -> "Share":
+        """The mean over several; its spread is that of the seeds that all have."""
+        return cls(_mean_by_seed(shares), float(np.mean([share.mean for share in shares])))
 
 
 @dataclass(frozen=True)
@@ -92,8 +122,7 @@ class Difference:
     @classmethod
     def mean_of(cls, differences: Sequence["Difference"]) -> "Difference":
         """The mean over several, of the seeds that all have."""
-        seeds = set.intersection(*(set(difference.each) for difference in differences))
-        return cls({s: float(np.mean([d.each[s] for d in differences])) for s in sorted(seeds)})
+        return cls(_mean_by_seed(differences))
 
 
 def read_rows(grid: Grid, results: Results) -> list[Row]:
@@ -144,6 +173,12 @@ def find(rows: Iterable[Row], task: str, method: str, blocks: int) -> Row | None
     return None
 
 
+def _mean_by_seed(several: Sequence[Share] | Sequence[Difference]) -> dict[int, float]:
+    """The mean over several, of the seeds that all have."""
+    seeds = set.intersection(*(set(one.each) for one in several))
+    return {seed: float(np.mean([one.each[seed] for one in several])) for seed in sorted(seeds)}
+
+
 def _deviation(values: list[float]) -> float | None:
     return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
@@ -159,6 +194,7 @@ def _row(cells: list[tuple[Cell, dict[str, Any]]], teacher: dict[str, Any]) -> R
         {cell.seed: told["holdout"]["score"] for cell, told in cells},
         told["optimizer_steps"],
         teacher["validation"]["score"],
+        teacher["holdout"]["score"],
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import yaml
 
 from benchmarks.glue.grid import BASELINE, NAMES, TEACHER, Grid
-from benchmarks.glue.rows import Difference, Row, find
+from benchmarks.glue.rows import Difference, Row, Share, find
 from kdnlp.evaluation.rows import p_value
 from kdnlp.evaluation.tables import markdown_table
 from kdnlp.files import replace_text
@@ -18,8 +18,9 @@ PUBLISHED = Path(__file__).parent / "published.yaml"
 MISSING = "-"
 
 _MARKS = (
-    "Gains are over the seeds that both rows have. `=`: within one standard deviation of the "
-    "baseline, the larger of the two; `<`: below it by more."
+    "Gains are over the seeds that both rows have. Marks are of validation: `=`, within one "
+    "standard deviation of the baseline, the larger of the two; `<`, below it by more; none, above "
+    "it by more, or one seed."
 )
 
 
@@ -57,25 +58,28 @@ class Summary:
     def markdown(self) -> list[str]:
         """Methods by tasks, what was kept, and what was gained over the baseline."""
         names = tuple(NAMES[task] for task in self.tasks)
-        header = ("score, %", *names, "kept, %", "over baseline", "the same on the hold-out")
+        means = ("kept, %", "over baseline", "kept, hold-out", "over, hold-out")
+        header = ("score, %", *names, *means)
         teachers = [find(self.rows, task, TEACHER, 0) for task in self.tasks]
-        lines = [("teacher, all blocks", *map(_score, teachers), "100.0", "", "")]
+        lines = [("teacher, all blocks", *map(_score, teachers), "100.0", "", "100.0", "")]
         lines += self._one_answer()
         for method in self.methods:
             own = [find(self.rows, task, method, self.blocks) for task in self.tasks]
             scores = [_score(row) + self._mark(row) for row in own]
-            kept = self.kept(method)
-            over = [self.over(method, split) for split in ("scores", "holdout")]
-            shown = (MISSING if kept is None else f"{kept:.1f}", *map(_gain, over))
+            shown = [
+                text
+                for split in ("scores", "holdout")
+                for text in (_score(self.kept(method, split)), _gain(self.over(method, split)))
+            ]
             lines.append((self.grid.methods[method]["title"], *scores, *shown))
-        means = ", ".join(NAMES[task] for task in self.averaged)
-        note = f"Means over {means}. {_MARKS}"
+        over_tasks = ", ".join(NAMES[task] for task in self.averaged)
+        note = f"Means over {over_tasks}. {_MARKS}"
         return [*markdown_table(header, lines), "", note + self._other_baselines()]
 
-    def kept(self, method: str) -> float | None:
-        """The mean over tasks of the percent that was kept; `None` where a task is missing."""
+    def kept(self, method: str, split: str = "scores") -> Share | None:
+        """The mean over tasks of what was kept; `None` where a task is missing."""
         rows = self._complete(method)
-        return float(np.mean([row.kept for row in rows])) if rows else None
+        return Share.mean_of([row.kept(split) for row in rows]) if rows else None
 
     def over(self, method: str, split: str = "scores") -> Difference | None:
         """The points above the baseline, seed by seed, the mean over tasks; likewise."""
@@ -95,7 +99,7 @@ class Summary:
         teachers = [find(self.rows, task, TEACHER, 0) for task in self.averaged]
         of = [self.grid.tasks[t.task]["one_answer"] / t.teacher_score for t in teachers if t]
         scores = [f"{score:.1f}" for score in known]
-        return [("one answer for all rows", *scores, f"{np.mean(of):.1f}", "", "")]
+        return [("one answer for all rows", *scores, f"{np.mean(of):.1f}", "", "", "")]
 
     def _other_baselines(self) -> str:
         """What the note says of the methods that are compared with another row."""
@@ -136,7 +140,7 @@ def detail(rows: Sequence[Row], grid: Grid, task: str, blocks: int) -> list[str]
         title = "teacher" if method == TEACHER else grid.methods[method]["title"]
         held = 100 * np.mean(list(row.holdout.values()))
         cells = (f"{row.learning_rate:g}", str(row.steps), f"{held:.1f}", _score(row))
-        kept = f"{row.kept:.1f}"
+        kept = f"{row.kept().mean:.1f}"
         over = _compared(rows, grid, row)
         lines.append((title, *cells, str(len(row.scores)), kept, over))
     return markdown_table((*header, "minus baseline"), lines)
@@ -181,7 +185,7 @@ def replaced(text: str, name: str, lines: Iterable[str]) -> str:
     return text.replace(found[0], f"{begin}\n{body}\n{end}")
 
 
-def _score(row: Row | None) -> str:
+def _score(row: Row | Share | None) -> str:
     if row is None:
         return MISSING
     spread = "" if row.deviation is None else f" ± {row.deviation:.1f}"

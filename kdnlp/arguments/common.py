@@ -127,6 +127,8 @@ class CompressionTrainingArguments(TrainingArguments):
     def for_baseline(self, output_dir: str) -> "CompressionTrainingArguments":
         """The same budget for plain fine-tuning into another folder, never pushed to the Hub.
 
+        Its learning rate is `baseline_learning_rate`, where that is given.
+
         Args:
             output_dir: a folder below this run's. What is in it is overwritten, since this run's
                 own folder is the one that is guarded.
@@ -134,6 +136,8 @@ class CompressionTrainingArguments(TrainingArguments):
         names = [f.name for f in fields(CompressionTrainingArguments) if f.init]
         values = {name: getattr(self, name) for name in names}
         own = {"output_dir": output_dir, "overwrite_output_dir": True}
+        rate = getattr(self, "baseline_learning_rate", None)
+        values |= {} if rate is None else {"learning_rate": rate}
         never_pushed = {"push_to_hub": False, "hub_model_id": None, "hub_token": None}
         return CompressionTrainingArguments(**{**values, **own, **never_pushed})
 

@@ -1,5 +1,6 @@
 """Arguments of distillation: temperature, weights and balance of the losses, teacher cache."""
 
+import math
 from dataclasses import dataclass, field, fields
 from typing import ClassVar, Literal
 
@@ -54,6 +55,15 @@ class DistillationTrainingArguments(CompressionTrainingArguments):
             "help": "What multiplies the weights as the run goes: a learned uncertainty of each "
             "loss (Kendall et al. 2018), or the inverse norm of its gradient at the first block "
             "(Chen et al. 2018), which costs a backward pass a loss."
+        },
+    )
+
+    baseline_learning_rate: float | None = field(
+        default=None,
+        metadata={
+            "help": "Learning rate of what is fine-tuned plainly beside the run: its baseline, and "
+            "a teacher that a recipe makes. Default: learning_rate, which may be the better one "
+            "for the method and the worse one for them."
         },
     )
 
@@ -123,6 +133,12 @@ class DistillationTrainingArguments(CompressionTrainingArguments):
                 "loss_balancing=gradient_norm takes each loss's gradient before that of their sum, "
                 "and torch_compile frees what a second backward pass reads. The first step would "
                 "fail. Leave one of the two out."
+            )
+        rate = self.baseline_learning_rate
+        if rate is not None and not 0 < rate < math.inf:
+            raise ValueError(
+                f"baseline_learning_rate must be above 0, got {rate}. The baseline would learn "
+                "nothing, and the method be compared with that. Leave it out for learning_rate."
             )
         self.loss_weights = parse_weights(self.loss_weights, "loss_weights")
         self.final_loss_weights = parse_weights(self.final_loss_weights, "final_loss_weights")

@@ -26,7 +26,7 @@ from benchmarks.glue.latency import measure_latency
 from benchmarks.glue.plots import kept_of, save_all
 from benchmarks.glue.quick import expected, run_quick
 from benchmarks.glue.results import RESULTS, Results, wanted
-from benchmarks.glue.rows import find, read_latency, read_rows
+from benchmarks.glue.rows import Share, find, read_latency, read_rows
 from benchmarks.glue.sections import sections
 from benchmarks.glue.tables import Summary, replaced
 from benchmarks.glue.train import HOLDOUT, Place, run_cell, split_rows, teacher_folder
@@ -301,8 +301,10 @@ def test_the_table_has_means_spread_and_the_seeds_own_differences(grid, tmp_path
     fill(grid, results, scores | {("logits", 1): 0.64, ("logits", 2): 0.72})
     rows = read_rows(grid, results)
     lines = "\n".join(Summary(rows, grid, 2).markdown())
-    assert "| fine-tuning | 65.0 ± 7.1 | 81.2 | - | - |" in lines
-    assert "| logits | 68.0 ± 5.7 = | 85.0 | +3.0 ± 1.4 | 0.0 ± 0.0 |" in lines
+    # On the hold-out `fill` gives every cell its rate: the students 3e-3, the teacher 2e-3.
+    assert "| fine-tuning | 65.0 ± 7.1 | 81.2 ± 8.8 | - | 150.0 ± 0.0 | - |" in lines
+    gained = "85.0 ± 7.1 | +3.0 ± 1.4 | 150.0 ± 0.0 | 0.0 ± 0.0"
+    assert f"| logits | 68.0 ± 5.7 = | {gained} |" in lines
     difference = find(rows, "mrpc", "logits", 2).over(find(rows, "mrpc", "baseline", 2))
     assert difference.each == {1: pytest.approx(4.0), 2: pytest.approx(2.0)}
 
@@ -333,8 +335,16 @@ def test_a_task_that_a_method_was_not_run_on_leaves_it_without_a_mean(grid, tmp_
     fill(grid, results)
     summary = Summary(read_rows(grid, results), grid, 2)
     assert summary.tasks == ["mrpc", "rte", "sst2"]
-    kept = {name: summary.kept(name) for name in summary.methods}
+    shares = {name: summary.kept(name) for name in summary.methods}
+    kept = {name: share and share.mean for name, share in shares.items()}
     assert kept == {"baseline": 100, "logits": None, "long": 100}
+
+
+def test_what_is_kept_has_the_spread_of_the_seeds_that_all_tasks_have():
+    three, two = Share({1: 80.0, 2: 90.0, 3: 100.0}), Share({1: 70.0, 2: 60.0})
+    mean = Share.mean_of([three, two])
+    assert (mean.mean, mean.each) == (77.5, {1: 75.0, 2: 75.0})
+    assert (mean.deviation, Share({1: 80.0}).deviation) == (0.0, None)
 
 
 def test_two_runs_of_one_folder_are_refused(place, grid, tmp_path):
@@ -362,7 +372,8 @@ def test_the_tables_of_other_results_lie_beside_them(place, grid, tmp_path, caps
     assert str(page) in capsys.readouterr().out
     text = page.read_text(encoding="utf-8")
     assert text.startswith("# GLUE: methods, cpu-float32\n")
-    assert "| logits | 68.0 ± 5.7 | 136.0 | +18.0 ± 5.7 | 0.0 ± 0.0 |" in text
+    gained = "136.0 ± 11.3 | +18.0 ± 5.7 | 150.0 ± 0.0 | 0.0 ± 0.0"
+    assert f"| logits | 68.0 ± 5.7 | {gained} |" in text
     assert "| methods, cpu-float32 | a processor | 1 | torch 2 | 14 |" in text
     with pytest.raises(SystemExit):
         main([*flags, "--jobs", "2"])
@@ -573,23 +584,71 @@ def test_one_more_seed_is_expected_where_students_t_says():
     )
 
 
+@pytest.fixture(scope="module")
+def row(place, tmp_path_factory):
+    """A row of two seeds that was really trained: its grid, and its results."""
+    own = replace(place, work=tmp_path_factory.mktemp("row"))
+    grid = Grid.read(place.work.parent / "grid.yaml")["methods"]
+    plan = [{**grid.plan[0], "methods": ["logits"]}]
+    grid = replace(grid, plan=plan, student={"learning_rates": [1e-3]})
+    results = Results(own.work / "results" / "cpu-float32")
+    assert run_grid(grid, results, own, 1) == {}
+    return grid, results
+
+
+def say(results, cell, **values):
+    """Let a result say something else."""
+    results.put(cell, {**results.get(cell), **values})
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("scores", "status", "said"),
-    [((0.1, 0.9), 0, ": within ["), ((0.998, 0.999), 1, ": NOT within [")],
-    ids=["wide", "narrow"],
+    ("scores", "flipped", "device", "status", "said"),
+    [
+        ((0.1, 0.9), 1, "cpu", 0, ": within ["),
+        ((0.998, 0.999), 1, "cpu", 1, ": NOT within ["),
+        ((0.1, 0.9), 0, "cpu", 1, ": within ["),
+        ((0.1, 0.9), 0, "cuda", 0, ": within ["),
+    ],
+    ids=["wide", "narrow", "other answers", "of another kind of device"],
 )
 def test_a_row_is_trained_anew_and_compared(
-    place, grid, tmp_path, monkeypatch, capsys, scores, status, said
+    place, row, tmp_path, monkeypatch, capsys, scores, flipped, device, status, said
 ):
+    """`flipped` is the seed that answers otherwise in the table: of 0 and 1, the second."""
     for name, value in (("ROWS", {"mrpc": "logits"}), ("BLOCKS", 2)):
         monkeypatch.setattr(f"benchmarks.glue.quick.{name}", value)
-    results, own = Results(tmp_path / "results"), replace(place, work=tmp_path / "work")
+    grid, trained = row
+    own = replace(place, work=tmp_path / "work")
+    results = Results(tmp_path / "results" / f"{device}-float32")
     with pytest.raises(ValueError, match="nothing to compare"):
         run_quick("mrpc", grid, results, own)
-    fill(grid, results, {("logits", seed): score for seed, score in enumerate(scores, 1)})
+    shutil.copytree(trained.folder, results.folder)
+    cells = [grid.students("mrpc", "logits", 2, seed)[0] for seed in (1, 2)]
+    first = results.get(cells[0])["predicted"]
+    other = first.translate(str.maketrans("01", "10"))
+    for number, (cell, score) in enumerate(zip(cells, scores, strict=True)):
+        answers = other if number == flipped else first
+        say(results, cell, validation={"score": score}, predicted=answers)
     assert run_quick("mrpc", grid, results, own) == status
     told = capsys.readouterr().out
     assert said in told
-    assert "its seeds agree with each other on 100.0 to 100.0%" in told
+    assert f"{0.0 if flipped == 0 else 100.0}% are answered as that seed does in the table" in told
+    assert "its seeds agree with each other on 0.0 to 0.0%" in told
     assert (own.work / "quick" / "results" / "mrpc" / "2-blocks" / "logits").is_dir()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["encoder", "rows"])
+def test_a_row_of_another_encoder_or_of_other_rows_is_not_compared(
+    place, row, tmp_path, monkeypatch, what
+):
+    for name, value in (("ROWS", {"mrpc": "logits"}), ("BLOCKS", 2)):
+        monkeypatch.setattr(f"benchmarks.glue.quick.{name}", value)
+    grid, trained = row
+    results = Results(tmp_path / "results" / "cpu-float32")
+    shutil.copytree(trained.folder, results.folder)
+    for cell in wanted(grid, results):
+        say(results, cell, **{what: "other"})
+    with pytest.raises(ValueError, match=f"Expected the table's {what}, got other"):
+        run_quick("mrpc", grid, results, replace(place, work=tmp_path / "work"))
