@@ -53,8 +53,9 @@ def run_grid(grid: Grid, results: Results, place: Place, jobs: int) -> dict[Cell
         while lost := run.work_through(run.ready, jobs):
             # A worker was killed, and its pool with it: alone, it shows which cell's it was.
             for cell in lost:
-                if cell.method != TEACHER and results.get(cell) is not None:
-                    continue  # it had just ended
+                ended = results.get(cell) is not None
+                if ended and (cell.method != TEACHER or run.trained(cell)):
+                    continue
                 if run.work_through(lambda c=cell: [c], 1):  # type: ignore[misc]
                     run.failed[cell] = BrokenProcessPool(f"{cell.path}: its process was killed")
                     logger.error("%s", run.failed[cell])

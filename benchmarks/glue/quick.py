@@ -100,7 +100,7 @@ def _same_answers(cells: Sequence[Cell], fresh: Results, table: Results) -> bool
         f"Of the validation rows, {own:.1f}% are answered as that seed does in the table; its "
         f"seeds agree with each other on {min(alike):.1f} to {max(alike):.1f}%."
     )
-    return own > max(alike)
+    return own == 100 or own > max(alike)
 
 
 def _within(new: Row, row: Row) -> bool:

@@ -49,9 +49,11 @@ class Row:
         """The standard deviation over seeds, in percent; `None` for one seed."""
         return _deviation([100 * score for score in self.scores.values()])
 
-    def kept(self, split: str = "scores") -> "Share":
-        """What of the teacher's score is kept, on the split `scores` or `holdout`."""
+    def kept(self, split: str = "scores") -> "Share | None":
+        """What of the teacher's score is kept, on `scores` or `holdout`; `None` of one of 0."""
         whole = self.teacher_score if split == "scores" else self.teacher_holdout
+        if whole <= 0:
+            return None
         return Share({seed: 100 * own / whole for seed, own in getattr(self, split).items()})
 
     def over(self, other: "Row", split: str = "scores") -> "Difference":

@@ -79,7 +79,8 @@ class Summary:
     def kept(self, method: str, split: str = "scores") -> Share | None:
         """The mean over tasks of what was kept; `None` where a task is missing."""
         rows = self._complete(method)
-        return Share.mean_of([row.kept(split) for row in rows]) if rows else None
+        shares = [share for row in rows if (share := row.kept(split)) is not None]
+        return Share.mean_of(shares) if shares and len(shares) == len(rows) else None
 
     def over(self, method: str, split: str = "scores") -> Difference | None:
         """The points above the baseline, seed by seed, the mean over tasks; likewise."""
@@ -97,9 +98,11 @@ class Summary:
         if None in known:
             return []
         teachers = [find(self.rows, task, TEACHER, 0) for task in self.averaged]
-        of = [self.grid.tasks[t.task]["one_answer"] / t.teacher_score for t in teachers if t]
+        whole = {t.task: t.teacher_score for t in teachers if t and t.teacher_score > 0}
+        of = [self.grid.tasks[task]["one_answer"] / score for task, score in whole.items()]
         scores = [f"{score:.1f}" for score in known]
-        return [("one answer for all rows", *scores, f"{np.mean(of):.1f}", "", "", "")]
+        mean = f"{np.mean(of):.1f}" if len(of) == len(teachers) else MISSING
+        return [("one answer for all rows", *scores, mean, "", "", "")]
 
     def _other_baselines(self) -> str:
         """What the note says of the methods that are compared with another row."""
@@ -140,7 +143,8 @@ def detail(rows: Sequence[Row], grid: Grid, task: str, blocks: int) -> list[str]
         title = "teacher" if method == TEACHER else grid.methods[method]["title"]
         held = 100 * np.mean(list(row.holdout.values()))
         cells = (f"{row.learning_rate:g}", str(row.steps), f"{held:.1f}", _score(row))
-        kept = f"{row.kept().mean:.1f}"
+        share = row.kept()
+        kept = MISSING if share is None else f"{share.mean:.1f}"
         over = _compared(rows, grid, row)
         lines.append((title, *cells, str(len(row.scores)), kept, over))
     return markdown_table((*header, "minus baseline"), lines)

@@ -282,7 +282,8 @@ def _source(
     if task is not None and splits is not None:
         rows = splits[task.eval_splits[0]]
     else:
-        most = min(tokenizer.model_max_length, max_positions(model) or tokenizer.model_max_length)
+        room = max_positions(model) or tokenizer.model_max_length
+        most = room if room < tokenizer.model_max_length else None  # the tokenizer's own
         encoded = tokenizer(list(texts or []), truncation=True, max_length=most)
         rows = Dataset.from_dict({name: encoded[name] for name in input_columns(tokenizer)})
     count = min(settings.num_rows, len(rows))

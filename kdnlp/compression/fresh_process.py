@@ -8,8 +8,6 @@ import json
 import sys
 from typing import Any
 
-import numpy
-
 
 def main() -> None:
     """Load the folder of the job, answer its batch, and say what was found."""
@@ -17,6 +15,8 @@ def main() -> None:
     # A name that is `None` here cannot be imported, nor anything below it.
     sys.modules["kdnlp"] = None  # type: ignore[assignment]
     sys.path[:] = [place for place in sys.path if place]
+    import numpy
+
     run = run_graph if job["auto_class"] is None else run_model
     found, logits = run(job)
     numpy.savez(job["answers"], **logits)
@@ -27,6 +27,7 @@ def main() -> None:
 def run_graph(job: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """An ONNX graph: torch is not there."""
     sys.modules["torch"] = None  # type: ignore[assignment]
+    import numpy
     import onnxruntime
 
     session = onnxruntime.InferenceSession(

@@ -14,7 +14,7 @@ import numpy as np
 
 from kdnlp.evaluation.fidelity import BASELINE
 from kdnlp.evaluation.report import CompressionReport
-from kdnlp.evaluation.run import SHARED_ARGUMENTS, hub_source
+from kdnlp.evaluation.run import BASELINE_RATE, SHARED_ARGUMENTS, hub_source
 
 _MADE_BY_THE_RUN = ("successor", "student", "model")
 """Names that say nothing of the method; the method is added to them."""
@@ -202,6 +202,10 @@ def _settings(report: CompressionReport, name: str) -> dict[str, Any]:
         return settings
     settings["parameters"] = report[name].parameters
     own = SHARED_ARGUMENTS if name == BASELINE else tuple(arguments)
+    rate = arguments.get(BASELINE_RATE)
+    if name == BASELINE and rate is not None:
+        arguments = {**arguments, "learning_rate": rate}
+    own = tuple(argument for argument in own if argument != BASELINE_RATE)
     settings |= {n: arguments[n] for n in own if n != "seed" and arguments.get(n) is not None}
     settings |= {n: run[n] for n in _BUDGET if run.get(n) is not None}
     if name != BASELINE:

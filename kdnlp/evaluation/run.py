@@ -16,6 +16,9 @@ from kdnlp.data.task import Task
 from kdnlp.loading import has_own_code
 from kdnlp.trainers.base import CompressionTrainer
 
+BASELINE_RATE = "baseline_learning_rate"
+"""What the baseline reads in the place of `learning_rate`, and no method."""
+
 SHARED_ARGUMENTS = (
     "learning_rate",
     "lr_scheduler_type",
@@ -124,6 +127,7 @@ def _arguments(trainer: CompressionTrainer) -> dict[str, Any]:
     if not getattr(args, "cache_teacher_outputs", False):
         stock |= {"cache_teacher_outputs", "teacher_cache_dtype", "teacher_cache_top_k"}
     own = [f.name for f in fields(args) if f.init and f.name not in {*stock, *_NOT_TRAINING}]
+    own += [BASELINE_RATE] if BASELINE_RATE not in own and hasattr(args, BASELINE_RATE) else []
     values = {name: getattr(args, name) for name in (*own, *SHARED_ARGUMENTS)}
     return {k: getattr(v, "value", v) for k, v in values.items() if v is not None}
 

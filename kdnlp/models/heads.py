@@ -67,7 +67,7 @@ def check_named_outputs(*models: Any) -> None:
                 raise ValueError(
                     f"Expected outputs by name, got return_dict=False in the configuration of "
                     f"{type(member).__name__}: losses would find no logits among what it returns. "
-                    "Set model.config.return_dict = True."
+                    "Set model.config.return_dict = True, or in its config.json."
                 )
 
 

@@ -16,6 +16,7 @@ _REQUIRED = ("library_name", "pipeline_tag", "tags")
 _OPEN_VALUES = {"", "None", "nan", "NaN", "inf", "-inf", "null", "undefined", "[]", "{}", "..."}
 _PLACEHOLDER = re.compile(r"\{\{|\}\}|\{%|more information needed|\[needs? more", re.IGNORECASE)
 _FENCE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
+_REVISION = re.compile(r',\s*revision="[^"]*"')
 _OWN_ID = re.compile(r"<!-- repo_id: (.+?) -->")
 _RULE = re.compile(r":?-+:?")
 
@@ -134,6 +135,8 @@ def for_repo(card: ModelCard, repo_id: str) -> ModelCard:
 def on_branch(card: ModelCard, branch: str | None) -> ModelCard:
     """The card of a model on a branch of its repository, where the card loads it.
 
+    Whatever revision stood there goes: on `main`, `None`, the card names none.
+
     >>> text = own_id_line("me/small") + ' from_pretrained("me/small"), from_pretrained("base")'
     >>> on_branch(ModelCard(text), "int8").text.partition(" ")[2].rpartition("> ")[2]
     'from_pretrained("me/small", revision="int8"), from_pretrained("base")'
@@ -141,11 +144,13 @@ def on_branch(card: ModelCard, branch: str | None) -> ModelCard:
     own = own_id_of(card)
     if own is None:
         return card
-    loads = re.compile(
-        rf'(\b(?:from_pretrained|snapshot_download)\("{re.escape(own)}")(?:, revision="[^"]*")?'
-    )
     named = "" if branch in (None, "main") else f', revision="{branch}"'
-    return ModelCard(loads.sub(lambda call: f"{call[1]}{named}", str(card)))
+
+    def loading(call: re.Match[str]) -> str:
+        return call[1] + named + _REVISION.sub("", call[2])
+
+    calls = rf'(\b(?:from_pretrained|snapshot_download)\("{re.escape(own)}")([^()]*\))'
+    return ModelCard(re.sub(calls, loading, str(card)))
 
 
 def _is_open(value: object) -> bool:

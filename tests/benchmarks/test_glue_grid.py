@@ -347,6 +347,30 @@ def test_what_is_kept_has_the_spread_of_the_seeds_that_all_tasks_have():
     assert (mean.deviation, Share({1: 80.0}).deviation) == (0.0, None)
 
 
+def test_of_a_teacher_that_scores_nothing_no_share_is_kept(grid, tmp_path):
+    results = Results(tmp_path)
+    fill(grid, results, {("teacher", 1): 0.0})
+    line = next(x for x in Summary(read_rows(grid, results), grid, 2).markdown() if "logits |" in x)
+    assert line == "| logits | 50.0 ± 0.0 = | - | 0.0 ± 0.0 | 150.0 ± 0.0 | 0.0 ± 0.0 |"
+
+
+def test_a_cell_that_had_just_ended_as_a_worker_was_killed_is_not_run_again(
+    place, grid, tmp_path, monkeypatch
+):
+    results, jobs = Results(tmp_path / "results"), []
+    fill(grid, results)
+    done, lost = grid.students("mrpc", "logits", 2, 1)
+    (results.folder / lost.path).unlink()
+
+    def work_through(self, cells, number):
+        jobs.append(number)
+        return [done, lost] if len(jobs) == 1 else []
+
+    monkeypatch.setattr("benchmarks.glue.drive._Run.work_through", work_through)
+    assert run_grid(grid, results, replace(place, work=tmp_path / "work"), 2) == {}
+    assert jobs == [2, 1, 2]  # alone, the one that was lost; then on
+
+
 def test_two_runs_of_one_folder_are_refused(place, grid, tmp_path):
     with alone(tmp_path / "results"), pytest.raises(ValueError, match="Another run of the grid"):
         run_grid(grid, Results(tmp_path / "results"), replace(place, work=tmp_path / "work"), 1)
@@ -390,7 +414,7 @@ def test_what_one_answer_scores_stands_in_the_table(grid, tmp_path):
     grid, results = replace(grid, tasks=tasks), Results(tmp_path)
     fill(grid, results, {("logits", 1): 0.45, ("logits", 2): 0.46, ("uneven", 1): 0.499})
     lines = Summary(read_rows(grid, results), grid, 2).markdown()
-    assert lines[3] == "| one answer for all rows | 40.0 | 80.0 |  |  |"
+    assert lines[3] == "| one answer for all rows | 40.0 | 80.0 |  |  |  |"
     assert any("| 45.5 ± 0.7 < |" in line for line in lines)
     assert any("| 50.0 ± 0.1 = |" in line for line in lines)
 

@@ -19,6 +19,7 @@ from kinds import kind_rows, kind_task, tiny_head
 from onnx import numpy_helper
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, BertForMaskedLM
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 import kdnlp
 from kdnlp.cli import main, steps
@@ -312,6 +313,16 @@ def test_texts_are_cut_at_the_models_positions(tmp_path):
         patch.setattr(export, "check_plain_folder", lambda *arguments: None)
         run(folder, "--texts", " ".join(TEXTS * 4), *flags)
     assert read(tmp_path / "x")["gate"]["rows"] == 1
+
+
+def test_texts_are_as_they_are_where_neither_model_nor_tokenizer_has_a_limit(monkeypatch):
+    model, tokenizer = tiny_head(KIND), build_tokenizer()
+    tokenizer.model_max_length = VERY_LARGE_INTEGER
+    monkeypatch.setattr(export, "max_positions", lambda model: None)
+    source = export._source(model, tokenizer, ExportSettings(), None, None, TEXTS * 40, None)
+    assert [len(ids) for ids in source.rows["input_ids"]][:2] == [
+        len(ids) for ids in tokenizer(TEXTS)["input_ids"]
+    ]
 
 
 def test_without_a_task_a_model_must_say_what_its_head_is(model_folder, tmp_path):

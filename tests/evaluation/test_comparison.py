@@ -123,6 +123,16 @@ def test_a_setting_that_the_baseline_does_not_read_keeps_it_together():
     assert rows["successor (theseus); temperature=2.0"] == (1,)
 
 
+def test_the_rate_of_the_baseline_is_its_own_and_no_setting_of_the_method():
+    one = with_settings(RUNS[0], learning_rate=2e-4, baseline_learning_rate=1e-4)
+    rows = {r.model: r.seeds for r in compare([one, with_settings(RUNS[1], learning_rate=2e-4)])}
+    assert rows["successor (theseus)"] == (1, 2)
+    assert rows["baseline; learning_rate=0.0001"] == (1,)
+    assert rows["baseline; learning_rate=0.0002"] == (2,)
+    rows = {r.model: r.seeds for r in compare([one, with_settings(RUNS[1], learning_rate=1e-4)])}
+    assert rows["baseline"] == (1, 2)
+
+
 def test_settings_of_a_loss_keep_runs_apart():
     of = [{**RUNS[0].run, "losses": {"hidden": {"layer_map": x}}} for x in ("last", "uniform")]
     labels = [row.model for row in compare([replace(RUNS[0], run=run) for run in of])]

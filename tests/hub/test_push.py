@@ -256,7 +256,9 @@ def test_a_card_loads_the_repository_that_it_lies_in_and_others_by_their_own_nam
 
 
 def test_the_card_of_a_branch_loads_that_branch_and_the_one_of_main_none(hub, folder):
-    (folder / "README.md").write_text(CARD + USE.format(own="run", line=own_id_line("run")))
+    use = USE.format(own="run", line=own_id_line("run"))
+    pinned = use.replace("trust_remote_code=True)", 'trust_remote_code=True, revision="v1")')
+    (folder / "README.md").write_text(CARD + pinned)
     graph_of(folder)
     for branch, named in (("int8", ', revision="int8"'), ("main", ""), ("x", ', revision="x"')):
         push(folder, "--revision", branch)

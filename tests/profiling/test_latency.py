@@ -47,6 +47,22 @@ def models_named(*names):
     return {name: tiny_model("bert", 1, seed=n) for n, name in enumerate(names)}
 
 
+def test_a_model_at_home_is_not_moved_and_none_is_under_inference_mode(monkeypatch):
+    """Quantized weights of torchao cannot be set anew there."""
+    moved = []
+
+    def noted(module, *where, **types):
+        moved.append(torch.is_inference_mode_enabled())
+        return module
+
+    monkeypatch.setattr(torch.nn.Module, "to", noted)
+    options = {"batch_sizes": (1,), "num_warmup": 1, "num_repeats": MIN_REPEATS}
+    measure_latency(models_named("a"), sequence_length=8, **options)
+    assert moved == []
+    measure_latency(models_named("a"), sequence_length=8, dtype=torch.float64, **options)
+    assert moved == [False]
+
+
 def test_models_are_really_run_and_rows_come_by_batch_size_and_model():
     models = {"teacher": tiny_model("bert", 4), "student": tiny_model("distilbert", 2)}
     rows = measure_latency(models, (4, 1), sequence_length=8, num_warmup=1, num_repeats=4)

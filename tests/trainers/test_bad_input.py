@@ -164,6 +164,17 @@ DISTILLATION = {
         lambda: tiny_model("bert", 2),
         lambda: predecessor(return_dict=False),
     ),
+    "a student whose outputs have no names": Case(
+        "DistillationTrainer",
+        ("outputs by name", "got return_dict=False", "BertFor", "or in its config.json"),
+        lambda: tiny_model("bert", 2, return_dict=False),
+    ),
+    "members of an ensemble whose outputs have no names": Case(
+        "DistillationTrainer",
+        ("outputs by name", "got return_dict=False", "BertFor", "or in its config.json"),
+        lambda: tiny_model("bert", 2),
+        lambda: kdnlp.TeacherEnsemble([predecessor(), predecessor(return_dict=False)]),
+    ),
     "a loss with parameters under a search for unused ones": Case(
         "DistillationTrainer",
         ("A loss with parameters", "ddp_find_unused_parameters=True", "twice", "Leave it unset"),
