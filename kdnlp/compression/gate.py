@@ -220,7 +220,7 @@ def _run_afresh(job: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, NDArr
                 "Expected the export to load in a process without kdnlp, got an error there: "
                 f"{done.stderr.strip()[-1500:]}\nNothing of it is kept."
             )
-        with np.load(answers) as logits:
+        with np.load(answers, allow_pickle=False) as logits:
             return json.loads(done.stdout.splitlines()[-1]), dict(logits)
 
 
